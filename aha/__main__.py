@@ -1,0 +1,5 @@
+"""`python -m aha` is the `aha` command."""
+
+from aha.cli import main
+
+main()

@@ -1,0 +1,321 @@
+"""The command line: argument parsing only. What a verb does lies in the room it names.
+
+Exit codes: 0 done · 1 a bug of ours, with its traceback · 2 something the user can mend, in one line · 130 Ctrl-C.
+Everything heavy is imported inside its verb, so that `aha --help` is instant.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import itertools
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aha.errors import AhaError, ConfigError
+
+if TYPE_CHECKING:
+    from aha.evaluate import EvalResult
+    from aha.hub import ModelInfo
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+
+app = typer.Typer(
+    help="Teach an open-weight model to reason at your task, see what it cost, serve it.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a run, a built-in name, or a hub id.")]
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:N".')]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+MaxTokens = Annotated[int, typer.Option(help="Most tokens of one answer, its thinking included.")]
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets a question mark, not a crash.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="aha", standalone_mode=False)
+    except AhaError as error:
+        code = _refuse(str(error))
+    except typer.TyperException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "aha")
+        code = _refuse(f"{error.format_message()} (see {command} --help)")
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone, e.g. `aha tasks countdown | head -1`. Python must not flush into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        code = _refuse(f"{error.strerror}: {error.filename or 'while writing'}")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> int:
+    print(f"aha: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"aha {metadata.version('aha')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: aha train countdown steps=20 --out runs/quick")
+def train(
+    source: Annotated[str, typer.Argument(metavar="RECIPE|TASK|DATA.jsonl", help="What to train on.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Knobs of the recipe; stage.NAME.key=value.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; else runs/NAME, or the next free runs/NAME-2.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run where it was stopped.")] = False,
+    device: Annotated[str, typer.Option(help='The same as the override device=…: "cpu", "cuda", "cuda:N".')] = "",
+    verify: Annotated[
+        str, typer.Option(metavar="KIND", help="How DATA.jsonl is judged: number, exact, choice, …")
+    ] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but errors.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take: memory, time, dollars.")] = False,
+    knobs: Annotated[
+        bool, typer.Option("--knobs", help="Print the recipe with every knob explained, and stop.")
+    ] = False,
+) -> None:
+    """Teach a model a task whose answers can be verified.
+
+    Shows a live table, and ends with pass@1 before and after and the bill.
+    """
+    from aha import config
+    from aha.train import train as train_source
+    from aha.train.console import Console
+    from aha.train.dry_run import dry_run as describe_needs
+    from aha.train.source import KINDS, read_source
+
+    if verify:
+        source = _with_verifier(source, verify)
+    overrides = [*(overrides or ()), *([f"device={device}"] if device else ())]
+    if knobs:
+        plan = read_source(source, overrides=overrides)
+        stages = zip(plan.recipe.stages, plan.configs, strict=True)
+        tables = tuple(config.stage_table(built, name=stage.name, kind=stage.kind) for stage, built in stages)
+        print(config.dump_recipe(config.Recipe(plan.recipe.name, tables), documented=KINDS), end="")
+        return
+    if dry_run:
+        print(describe_needs(source, overrides=overrides))
+        return
+    with Console("quiet" if quiet else "auto") as console:
+        train_source(source, overrides=overrides, out=out, resume=resume, console=console)
+
+
+def _with_verifier(source: str, kind: str) -> str:
+    path, colon, _ = source.partition(":")
+    if not path.endswith((".jsonl", ".csv")):
+        raise ConfigError(f"--verify {kind} says how a data file is judged, but {source!r} is not .jsonl or .csv")
+    return f"{source}{',' if colon else ':'}verify={kind}"
+
+
+@app.command(name="eval", epilog="Example: aha eval runs/countdown --task countdown --problems 500 --k 4")
+def evaluate(
+    model: ModelName,
+    task: Annotated[
+        str, typer.Option(metavar="TASK", help='"NAME", "NAME:key=value,…" or "data.jsonl:verify=number".')
+    ],
+    problems: Annotated[int, typer.Option(min=1, help="Held-out problems to ask.")] = 500,
+    k: Annotated[int, typer.Option("--k", min=1, help="Answers per problem, for pass@k and cons@k.")] = 1,
+    temperature: Temperature = 0.6,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 0.95,
+    max_tokens: MaxTokens = 512,
+    seed: Annotated[int, typer.Option(help="Chooses the problems and the draws.")] = 0,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for eval.json and every output in eval.jsonl.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure pass@1, pass@k and cons@k with intervals."""
+    from aha.evaluate import Progress
+    from aha.evaluate import evaluate as measure
+    from aha.tasks import get_task
+    from aha.terminal import open_model
+    from aha.train.console import Console
+    from aha.train.rollouts import respond_with
+    from aha.types import SamplingParams
+
+    asked = get_task(task)
+    sampling = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    opened = open_model(model, device=device)
+    with Console("quiet" if as_json else "auto") as console, console.progress("evaluate", total=problems) as advance:
+        num_done = 0
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal num_done
+            advance(progress.num_done - num_done)
+            num_done = progress.num_done
+
+        result = measure(
+            asked,
+            respond_with(opened.engine, opened.chat),
+            num_problems=problems,
+            num_samples=k,
+            sampling=sampling,
+            seed=seed,
+            out=out,
+            count_tokens=lambda text: len(opened.chat.encode(text)),
+            on_progress=on_progress,
+        )
+    print(result.to_json() if as_json else _describe_evaluation(result))
+
+
+def _describe_evaluation(result: EvalResult) -> str:
+    num_samples = result.manifest["num_samples"]
+    rows = [("pass@1", f"{_percent(result.pass_at_1)}   ({result.interval_low:.1%} to {result.interval_high:.1%})")]
+    rows += [(f"pass@{k}", _percent(share)) for k, share in result.pass_at_k.items() if k > 1]
+    if num_samples > 1:
+        rows.append((f"cons@{num_samples}", _percent(result.cons_at_k)))
+    tokens_per_second = result.completion_tokens / max(result.wall_seconds, 1e-9)
+    rows += [
+        ("cut off", _percent(result.truncated_fraction)),
+        ("no answer", _percent(result.parse_failure_fraction)),
+        ("tokens", f"{result.mean_tokens:5.0f} an answer, {result.mean_thinking_tokens or 0:.0f} of them thinking"),
+        ("speed", f"{tokens_per_second:5.0f} tokens/s"),
+    ]
+    head = f"{result.manifest['task']}: {result.num_problems} held-out problems x {num_samples}"
+    return "\n".join([head, *(f"{label:<10} {value}" for label, value in rows)])
+
+
+def _percent(share: float) -> str:
+    return f"{share:6.1%}"
+
+
+@app.command(epilog='Example: aha chat runs/countdown "3 7 8 > 24"')
+def chat(
+    model: ModelName,
+    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Without it, a conversation.")] = None,
+    system: Annotated[str, typer.Option(help="Instructions that stand before the conversation.")] = "",
+    temperature: Temperature = 0.6,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 0.95,
+    max_tokens: MaxTokens = 512,
+    seed: Annotated[int | None, typer.Option(help="Makes the answer repeatable.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Talk to a model: its thinking, dimmed, then its answer."""
+    from aha import terminal
+    from aha.types import Message, SamplingParams
+
+    sampling = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    if as_json and prompt is None:
+        raise ConfigError("--json answers one PROMPT; give it, e.g. aha chat MODEL 'What is 2 + 3?' --json")
+    opened = terminal.open_model(model, device=device)
+    before = [Message("system", system)] if system else []
+    if prompt is None:
+        terminal.converse(opened, before, sampling=sampling)
+    elif as_json:
+        answer = terminal.answer(opened, [*before, Message("user", prompt)], sampling=sampling)
+        print(json.dumps({"reasoning_content": answer.reasoning_content, "content": answer.content}))
+    else:
+        terminal.ask(opened, [*before, Message("user", prompt)], sampling=sampling)
+
+
+@app.command(epilog="Example: aha serve runs/countdown --port 8000")
+def serve(
+    model: ModelName,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default only this machine reaches.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str, typer.Option(envvar="AHA_API_KEY", help="What callers must send; empty asks nothing.")
+    ] = "",
+    device: Device = "auto",
+) -> None:
+    """Serve a model over an OpenAI-compatible API."""
+    from aha.serve import run
+
+    run(model, host=host, port=port, api_key=api_key, device=device)
+
+
+@app.command(epilog="Example: aha models fetch smollm2")
+def models(
+    action: Annotated[str, typer.Argument(metavar="[fetch]", help="Nothing, to list; or fetch.")] = "",
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which model to fetch.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the models that are here or can be fetched, or fetch one."""
+    from aha import hub
+
+    if action == "fetch" and name:
+        print(hub.fetch(name))
+    elif action:
+        raise ConfigError(
+            f"{' '.join([action, name]).strip()!r} is not a command; write aha models, or aha models fetch NAME"
+        )
+    elif as_json:
+        print(json.dumps([{**asdict(info), "folder": info.folder and str(info.folder)} for info in hub.list_models()]))
+    else:
+        print("\n".join(_describe_model(info) for info in hub.list_models()))
+
+
+def _describe_model(info: ModelInfo) -> str:
+    where = str(info.folder) if info.folder else f"not here yet: aha models fetch {info.name}"
+    size = f"{info.num_parameters / 1e6:8.1f} M parameters {info.num_bytes / 1e6:8.1f} MB"
+    return f"{info.name:<10} {size}  {info.licence:<11} {where}\n{'':<10} {info.source}"
+
+
+@app.command(epilog="Example: aha tasks countdown:max_number=50")
+def tasks(
+    spec: Annotated[str, typer.Argument(metavar="[TASK]", help="Show samples of one; without it, list them.")] = "",
+    samples: Annotated[int, typer.Option("--samples", min=1, help="How many problems to show.")] = 3,
+    seed: Annotated[int, typer.Option(help="Chooses the problems.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """List the tasks, or show problems and worked examples of one."""
+    from aha.tasks import TASKS, HasDemonstrations, get_task
+
+    if not spec:
+        lines = {name: (inspect.getdoc(make) or "").partition("\n")[0] for name, make in sorted(TASKS.items())}
+        width = max(map(len, lines))
+        text = "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
+        own = 'your own: "data.jsonl:verify=number", a file with prompt and answer on each line'
+        print(json.dumps(lines, indent=1) if as_json else f"{text}\n{own}")
+        return
+    task = get_task(spec)
+    problems = [asdict(problem) for problem in itertools.islice(task.problems("train", seed=seed), samples)]
+    shown = {"name": task.name, "system_prompt": task.system_prompt, "problems": problems}
+    if isinstance(task, HasDemonstrations):
+        shown["demonstrations"] = [asdict(d) for d in itertools.islice(task.demonstrations(seed=seed), samples)]
+    print(json.dumps(shown, indent=1, ensure_ascii=False) if as_json else _describe_task(shown))
+
+
+def _describe_task(shown: dict[str, Any]) -> str:
+    lines = [f"{shown['name']}"] + ([shown["system_prompt"]] if shown["system_prompt"] else [])
+    for problem in shown["problems"]:
+        lines += ["", f"problem  {problem['prompt']}", f"answer   {problem['answer']}"]
+    for worked in shown.get("demonstrations", ()):
+        lines += ["", f"worked   {worked['problem']['prompt']}"]
+        lines += [f"think    {worked['reasoning']}", f"answer   {worked['answer']}"]
+    return "\n".join(lines)

@@ -1,0 +1,5 @@
+"""Token ids in, token ids and log-probabilities out: continuous batching for rollouts, evaluation and serving."""
+
+from aha.engine.engine import Engine, EngineEvent
+
+__all__ = ["Engine", "EngineEvent"]

@@ -1,0 +1,78 @@
+"""Causal attention over documents without padding: each computed once, though several share their beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_PADDED_RATIO = 1.25
+"""Documents share a bucket while the longest is at most this much longer than the shortest."""
+
+
+class PackedAttention:
+    """Causal attention within each of several documents whose tokens lie in N rows without padding.
+
+    Documents of similar length are computed together, padded at their right end, where causality hides the padding.
+    Documents may share rows: the completions of one prompt read the prompt's keys and values from the same rows, so
+    that everything outside attention computes the prompt once.
+
+    Args:
+        lengths: tokens of each document.
+        rows: for each document, which of the N rows hold its tokens, in order; None when the documents lie one after
+            the other. Every row belongs to some document, and always at the same position.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, rows: Sequence[Tensor] | None = None) -> None:
+        self._lengths = tuple(lengths)
+        self._is_one_block = rows is None and len(set(lengths)) == 1
+        documents = list(torch.arange(sum(lengths)).split(self._lengths)) if rows is None else list(rows)
+        self._gathers, self._restore_N = _plan_buckets(documents)
+
+    def __call__(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
+        if self._is_one_block:
+            shape = (len(self._lengths), self._lengths[0])
+            return _causal(*(x.unflatten(0, shape) for x in (q_NHC, k_NKC, v_NKC))).flatten(0, 1)
+        num_q, num_kv = q_NHC.shape[1], k_NKC.shape[1]
+        qkv = torch.cat((q_NHC, k_NKC, v_NKC), dim=1)
+        parts = []
+        for gather_BT in self._gathers:
+            # index_select, not indexing: its backward adds in a fixed order, and resumed runs must be bit-identical.
+            block = qkv.index_select(0, gather_BT.flatten().to(qkv.device)).unflatten(0, gather_BT.shape)
+            parts.append(_causal(*block.split((num_q, num_kv, num_kv), dim=2)).flatten(0, 1))
+        return torch.cat(parts).index_select(0, self._restore_N.to(q_NHC.device))
+
+
+def _plan_buckets(documents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """The (B, T) rows that each bucket reads, and where each of the N rows is found in their concatenation.
+
+    Padding repeats a document's last row: it stands after the document, where no real position sees it, and its own
+    result is never read.
+    """
+    buckets: list[list[Tensor]] = []
+    for document in sorted(documents, key=len):
+        if buckets and len(document) <= MAX_PADDED_RATIO * len(buckets[-1][0]):
+            buckets[-1].append(document)
+        else:
+            buckets.append([document])
+    restore_N = torch.empty(1 + max(int(d.max()) for d in documents), dtype=torch.long)
+    gathers, offset = [], 0
+    for bucket in buckets:
+        width = len(bucket[-1])
+        gather_BT = torch.stack([torch.cat((d, d[-1:].expand(width - len(d)))) for d in bucket])
+        for index, document in enumerate(bucket):
+            start = offset + index * width
+            restore_N[document] = torch.arange(start, start + len(document))
+        gathers.append(gather_BT)
+        offset += gather_BT.numel()
+    return gathers, restore_N
+
+
+def _causal(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
+    """Causal softmax attention of equally long sequences: (B, T, H, C)."""
+    q_BHTC, k_BKTC, v_BKTC = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
+    is_grouped = q_BHTC.shape[1] != k_BKTC.shape[1]
+    attended_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=is_grouped)
+    return attended_BHTC.transpose(1, 2)

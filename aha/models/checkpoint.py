@@ -1,0 +1,209 @@
+"""Hugging Face folders in and out: safetensors only, every tensor accounted for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aha.errors import ModelError
+from aha.models.config import ModelConfig, dump_config, read_config
+from aha.models.transformer import Transformer
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+# Our parameter -> the Hugging Face tensors that it holds one above the other.
+_TOP = {"embed_tokens": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}
+_NORMS = {
+    "input_norm": "input_layernorm.weight",
+    "post_attention_norm": "post_attention_layernorm.weight",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+}
+_PROJECTIONS = {
+    "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o_proj": ("self_attn.o_proj",),
+    "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "down_proj": ("mlp.down_proj",),
+}
+# Buffers that old checkpoints carry and that follow from the configuration.
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""safetensors' names of the dtypes that are weights; integers and 8-bit floats are somebody's quantisation."""
+
+
+def choose_dtype(dtype: DType, *, device: torch.device) -> torch.dtype:
+    """What "auto" means: bfloat16 where the processor multiplies it in hardware, else float32.
+
+    Emulated bfloat16 is five times slower than float32 on a CPU without AVX512-BF16 or AMX (docs/LOG.md).
+    """
+    if dtype == "auto":
+        if device.type != "cpu":
+            return torch.bfloat16
+        return torch.bfloat16 if has_fast_bfloat16() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_device(device: str) -> torch.device:
+    """What "auto" means: the first GPU if there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"unknown device {device!r}; choose from: auto, cpu, cuda, cuda:N") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {device!r} asked for, but this machine or this torch build has no CUDA; use cpu")
+    return chosen
+
+
+def build_model(config: ModelConfig, *, dtype: DType = "auto", device: str = "auto") -> Transformer:
+    """A model of this shape with uninitialised weights; device "meta" allocates nothing."""
+    target = torch.device("meta") if device == "meta" else choose_device(device)
+    # By way of the meta device: PyTorch would draw random weights first, which takes minutes for billions of them.
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.to(choose_dtype(dtype, device=target))
+    return model if target.type == "meta" else model.to_empty(device=target)
+
+
+def load_model(folder: Path | str, *, dtype: DType = "auto", device: str = "auto") -> Transformer:
+    """Load a Hugging Face folder tensor by tensor.
+
+    Raises:
+        ModelError: naming the file or tensor that is missing, left over, misshapen, truncated or not finite.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    files = _weight_files(folder)
+    _check_tensors(build_model(config, device="meta"), folder=folder, files=files)
+    model = build_model(config, dtype=dtype, device=device)
+    targets = {hf: part for hf, _, part in _tensor_slices(model)}
+    with torch.no_grad():
+        for path in files:
+            with _open(path) as file:
+                for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
+                    if name in targets:
+                        targets[name].copy_(_finite(file.get_tensor(name), name=name, path=path))
+    model.weight_version += 1
+    return model
+
+
+def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> None:
+    """Compare what the files declare with what the model needs, before anything is allocated."""
+    targets = {hf: part for hf, _, part in _tensor_slices(model)}
+    seen: set[str] = set()
+    for path in files:
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
+                if name.endswith(_IGNORED_SUFFIXES) or (name == "lm_head.weight" and model.config.tie_word_embeddings):
+                    continue
+                if name not in targets:
+                    raise ModelError(f"{path}: unexpected tensor {name!r}; is config.json of another model?")
+                if name in seen:
+                    raise ModelError(f"{path}: tensor {name!r} is in another file of {folder} too")
+                declared = file.get_slice(name)
+                shape, dtype = tuple(declared.get_shape()), declared.get_dtype()
+                if shape != tuple(targets[name].shape):
+                    raise ModelError(
+                        f"{path}: tensor {name!r} has shape {shape}, config.json says {tuple(targets[name].shape)}"
+                    )
+                if dtype not in _FLOATS:
+                    raise ModelError(f"{path}: tensor {name!r} has dtype {dtype}; choose from: {', '.join(_FLOATS)}")
+                seen.add(name)
+    missing = sorted(targets.keys() - seen)
+    if missing:
+        raise ModelError(f"{folder}: {len(missing)} of {len(targets)} tensors are missing, the first is {missing[0]!r}")
+
+
+def save_model(model: Transformer, *, folder: Path) -> None:
+    """Write config.json and model.safetensors; a file is complete or absent, never half-written.
+
+    Raises:
+        ModelError: the folder cannot be written, or the disk is full.
+    """
+    tensors = {name: part.detach().cpu().contiguous() for name, _, part in _tensor_slices(model)}
+    config = dump_config(model.config, dtype=str(model.dtype).removeprefix("torch."))
+    temporary = folder / f".model.safetensors.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes its files private; a model is for others to read too
+        os.replace(temporary, folder / "model.safetensors")
+        temporary = folder / f".config.json.{os.getpid()}"
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / "config.json")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot write the model to {folder}: {error}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} cannot be read: {error}") from None
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+                raise ModelError(f"{index} names {name!r}, which is not a file of {folder}")
+        return [folder / name for name in names]
+    pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+    if pickled:
+        raise ModelError(f"{folder} has only {pickled[0]}; pickled weights can run code, convert it to safetensors")
+    raise ModelError(f"{folder} has no model.safetensors")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """A safetensors file; a torn one is the user's error, not ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is truncated or not a safetensors file: {error}") from None
+
+
+def _finite(tensor: Tensor, *, name: str, path: Path) -> Tensor:
+    if not all(math.isfinite(float(extreme)) for extreme in tensor.aminmax()):
+        raise ModelError(f"{path}: tensor {name!r} holds NaN or infinity; the training that wrote it diverged")
+    return tensor
+
+
+def _tensor_slices(model: Transformer) -> Iterator[tuple[str, str, Tensor]]:
+    """(Hugging Face name, our name, the view of our parameter that holds it)."""
+    config = model.config
+    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    splits = {"qkv_proj": (q_rows, kv_rows, kv_rows), "gate_up_proj": (config.intermediate_size,) * 2}
+    for ours, parameter in model.named_parameters():
+        if ours in _TOP:
+            yield _TOP[ours], ours, parameter
+            continue
+        _, index, name, *rest = ours.split(".")
+        prefix = f"model.layers.{index}."
+        if name in _NORMS:
+            yield prefix + _NORMS[name], ours, parameter
+            continue
+        parts = parameter.split(splits.get(name, (len(parameter),)))
+        for hf_name, part in zip(_PROJECTIONS[name], parts, strict=True):
+            yield f"{prefix}{hf_name}.{rest[0]}", ours, part

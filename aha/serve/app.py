@@ -1,0 +1,149 @@
+"""The HTTP application: routes, keys and errors of the OpenAI-compatible service."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from aha.chat import ChatFormat
+from aha.cost import Ledger, MachinePrice, machine_price
+from aha.engine import Engine
+from aha.errors import AhaError
+from aha.serve.asgi import EventStream, RequireKey, error_response, json_response, on_disconnect, read_body
+from aha.serve.completions import PATH, ChatCompletions
+from aha.serve.engine_thread import MAX_PENDING, EngineThread, EngineUnavailableError
+from aha.serve.errors import ApiError, to_api_error
+from aha.serve.metering import Meter
+from aha.serve.openai import IGNORED, ChatRequest, read_chat_request
+
+DEFAULT_PRICE = "cpu-2core-hour"
+_log = logging.getLogger(__name__)
+
+
+def create_app(
+    engine: Engine,
+    chat: ChatFormat,
+    *,
+    model_name: str,
+    api_keys: Sequence[str] = (),
+    price: MachinePrice | None = None,
+    ledger: Ledger | None = None,
+    max_pending: int = MAX_PENDING,
+) -> FastAPI:
+    """An ASGI application that serves one model. From its start to its end the engine belongs to it.
+
+    Args:
+        engine: made with `decode=chat.decode` and `stop_token_ids=chat.stop_token_ids`.
+        model_name: what callers ask for.
+        api_keys: any of them opens every path; with none, nothing is asked.
+        price: of the machine; None is today's price of DEFAULT_PRICE.
+        ledger: gets a row per request; None keeps no books.
+        max_pending: completions under way beyond which requests get 429.
+    """
+    price = price or machine_price(DEFAULT_PRICE, on=datetime.now(UTC).date())
+    thread = EngineThread(engine, max_pending=max_pending)
+    meter = Meter(price, ledger=ledger, server_id=f"serve {model_name}")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        thread.start()
+        yield
+        await thread.stop()
+        meter.close()
+
+    # No /docs: its page loads scripts from elsewhere.
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    _add_errors(app)
+    _add_information(app, thread, model_name=model_name)
+    _add_completions(app, ChatCompletions(thread, chat=chat, meter=meter, model_name=model_name))
+    if api_keys:
+        app.add_middleware(RequireKey, api_keys=api_keys)
+    return app
+
+
+def _add_completions(app: FastAPI, completions: ChatCompletions) -> None:
+    @app.post(PATH)
+    async def chat_completions(request: Request) -> Response:
+        asked = read_chat_request(await read_body(request))
+        answer = await completions.begin(asked)
+        if asked.stream:
+            events = answer.chunks(includes_usage=asked.includes_usage)
+            return EventStream(events, on_hang_up=answer.cancel, on_close=answer.close)
+        try:
+            async with on_disconnect(request.receive, answer.cancel):
+                body = await answer.whole()
+        finally:
+            answer.close()
+        return json_response(body, headers={"x-request-cost-usd": body["usage"]["cost"]["usd"]})
+
+
+def _add_information(app: FastAPI, thread: EngineThread, *, model_name: str) -> None:
+    fields = sorted(ChatRequest.model_fields)
+    card: dict[str, Any] = {
+        "id": model_name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "aha",
+        "context_length": thread.engine.model.config.max_position_embeddings,
+        "capabilities": {"supported_parameters": fields, "ignored_parameters": sorted(IGNORED)},
+    }
+
+    @app.get("/")
+    async def index() -> Response:
+        paths = {"chat": f"POST {PATH}", "models": "GET /v1/models", "health": "GET /health/live, GET /health/ready"}
+        return json_response({"service": "aha", "model": model_name, "api": "OpenAI-compatible", "endpoints": paths})
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        return json_response({"object": "list", "data": [card]})
+
+    @app.get("/v1/models/{model_id:path}")
+    async def show_model(model_id: str) -> Response:
+        if model_id != model_name:
+            said = f"the model {model_id[:60]!r} is not served here; choose from: {model_name}"
+            raise ApiError(404, said, param="model", code="model_not_found")
+        return json_response(card)
+
+    @app.get("/health/live")
+    async def live() -> Response:
+        if thread.has_failed:
+            raise EngineUnavailableError(thread.problem)
+        return json_response({"status": "live"})
+
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        if thread.problem:
+            raise EngineUnavailableError(thread.problem)
+        return json_response({"status": "ready", "pending": thread.num_pending})
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def refuse(_: Request, error: Exception) -> Response:
+        known = to_api_error(error)
+        if known.status >= 500:
+            _log.error("%s", error, exc_info=None if isinstance(error, AhaError) else error)
+        return error_response(known)
+
+    async def no_such_path(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException), "registered for this class"
+        said = f"{request.method} {request.url.path[:60]} does not exist; GET / lists the endpoints"
+        if error.status_code == 405:
+            said = f"{request.url.path} does not take {request.method}; it takes {(error.headers or {}).get('Allow')}"
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+        return error_response(ApiError(error.status_code, said, code=code, headers=error.headers))
+
+    async def nobody_listens(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)
+
+    app.add_exception_handler(AhaError, refuse)
+    app.add_exception_handler(Exception, refuse)
+    app.add_exception_handler(HTTPException, no_such_path)
+    app.add_exception_handler(ClientDisconnect, nobody_listens)

@@ -1,0 +1,100 @@
+"""Verifiable tasks. `TASKS` maps a name to its class; `get_task` reads "NAME:option=value,…" or a data file."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from aha.errors import ConfigError, unknown_name
+from aha.tasks.arithmetic import Arithmetic
+from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, Split, Task
+from aha.tasks.countdown import Countdown
+from aha.tasks.table import Table
+from aha.tasks.verifiers import VERIFIERS
+
+__all__ = [
+    "TASKS",
+    "VERIFIERS",
+    "Arithmetic",
+    "Countdown",
+    "Demonstration",
+    "HasBaselines",
+    "HasDemonstrations",
+    "Split",
+    "Table",
+    "Task",
+    "get_task",
+]
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "arithmetic": Arithmetic,
+    "countdown": Countdown,
+}
+"""Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way."""
+
+Value = bool | int | float | str
+
+
+def get_task(spec: str) -> Task:
+    """The task that a spec names: "countdown", "countdown:max_number=50,division=false", "data.jsonl:verify=number".
+
+    Raises:
+        ConfigError: for an unknown task or option, or an option's value of the wrong type or range.
+        DataError: for a data file that cannot be used.
+    """
+    name, text = (spec, "") if Path(spec).is_file() else _cut(spec)
+    options = _split_options(text, spec=spec)
+    if name in TASKS:
+        return TASKS[name](**_typed_options(options, TASKS[name], owner=name))
+    if name.endswith((".jsonl", ".csv")) or "/" in name or Path(name).is_file():
+        if "path" in options:
+            raise ConfigError(f"{spec}: the path stands before the colon, it is no option")
+        make_table: Callable[..., Task] = Table
+        return make_table(path=name, **_typed_options(options, Table, owner=name))
+    raise ConfigError(f"{unknown_name('task', name, TASKS)}, or a data file ending in .jsonl or .csv")
+
+
+def _cut(spec: str) -> tuple[str, str]:
+    name, _, text = spec.partition(":")
+    return name, text
+
+
+def _split_options(text: str, *, spec: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        key, sign, value = part.partition("=")
+        if not sign:
+            raise ConfigError(f"{spec}: {part!r} is no option; write NAME:option=value,option=value")
+        if key in options:
+            raise ConfigError(f"{spec}: option {key!r} stands twice")
+        options[key] = value
+    return options
+
+
+def _typed_options(options: Mapping[str, str], make: Callable[..., Task], *, owner: str) -> dict[str, Value]:
+    """Option texts as values of the field types of the dataclass `make`."""
+    types = {key: kind for key, kind in get_type_hints(make).items() if key in inspect.signature(make).parameters}
+    for key in options.keys() - types.keys():
+        raise ConfigError(unknown_name(f"option of {owner}", key, types))
+    return {key: _read_value(text, types[key], place=f"{owner}: {key}") for key, text in options.items()}
+
+
+def _read_value(text: str, kind: object, *, place: str) -> Value:
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise ConfigError(f"{place}: {unknown_name('value', text, get_args(kind))}")
+        return text
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind is int and re.fullmatch("-?[0-9]{1,18}", text):
+        return int(text)
+    if kind is float and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?(e-?[0-9]{1,2})?", text):
+        return float(text)
+    if kind is str:
+        return text
+    expected = {bool: "true or false", int: "a whole number", float: "a number"}
+    assert kind in expected, f"{place}: options of type {kind} cannot be written in a spec"
+    raise ConfigError(f"{place} must be {expected[kind]}, got {text!r}")

@@ -1,0 +1,130 @@
+"""Chat templates: Jinja programs out of downloaded files, rendered in a sandbox and within limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from aha.errors import ModelError, RequestError
+from aha.types import Message
+
+MAX_TEMPLATE_CHARS = 256 * 1024
+MAX_MESSAGES = 4096
+MAX_CONTENT_CHARS = 16 * 1024 * 1024
+# What a template may add to the contents: instructions and dates, not a flood.
+MAX_ADDED_CHARS = 1024 * 1024
+_MAX_REPEATED_CHARS = 10_000
+
+
+class ChatTemplate:
+    """One model's template, compiled at its first use.
+
+    Args:
+        source: the Jinja text; empty when the model has none, which only matters once something is rendered.
+        origin: where it comes from, for errors.
+        named_tokens: what the template may name, e.g. {"bos_token": "<s>"}.
+    """
+
+    def __init__(self, source: str, *, origin: str, named_tokens: Mapping[str, str]) -> None:
+        self._source = source
+        self._origin = origin
+        self._named_tokens = dict(named_tokens)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """The conversation as the template writes it.
+
+        Raises:
+            RequestError: too many or too long messages, or a conversation that the template refuses.
+            ModelError: no template, or one that fails or floods.
+        """
+        if not messages or len(messages) > MAX_MESSAGES:
+            raise RequestError(f"messages must hold 1 to {MAX_MESSAGES} turns, got {len(messages)}", param="messages")
+        num_chars = sum(len(message.content) + len(message.reasoning_content or "") for message in messages)
+        if num_chars > MAX_CONTENT_CHARS:
+            said = f"at most {MAX_CONTENT_CHARS} characters, got {num_chars}"
+            raise RequestError(f"messages must hold {said}", param="messages")
+        turns = [{k: v for k, v in dataclasses.asdict(message).items() if v is not None} for message in messages]
+        names = {"messages": turns, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        return self._generate({**self._named_tokens, **names}, limit=2 * num_chars + MAX_ADDED_CHARS)
+
+    def _generate(self, names: dict[str, Any], *, limit: int) -> str:
+        pieces: list[str] = []
+        num_chars = 0
+        try:
+            for piece in self._compiled.generate(**names):
+                num_chars += len(piece)
+                if num_chars > limit:
+                    raise ModelError(f"{self._origin}: the chat template wrote more than {limit} characters")
+                pieces.append(piece)
+        except _RefusalError as error:
+            raise RequestError(f"the model's chat template refuses: {error}", param="messages") from None
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise ModelError(f"{self._origin}: the chat template failed: {error}") from None
+        return "".join(pieces)
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        if not self._source:
+            raise ModelError(f"{self._origin} has no chat template; add chat_template.jinja or use an instruct model")
+        if len(self._source) > MAX_TEMPLATE_CHARS:
+            raise ModelError(f"{self._origin}: the chat template is larger than {MAX_TEMPLATE_CHARS} characters")
+        try:
+            return _environment().from_string(self._source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(f"{self._origin}: the chat template is wrong at line {error.lineno}: {error}") from None
+
+
+class _RefusalError(Exception):
+    """A template called raise_exception: the conversation is at fault, not the template."""
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, and no operator that makes gigabytes out of a few characters."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        numbers = [value for value in (left, right) if isinstance(value, int | float)]
+        num_chars = [len(value) * max(numbers, default=0) for value in (left, right) if isinstance(value, str | list)]
+        is_small = all(abs(number) < 10**9 for number in numbers) and len(numbers) + len(num_chars) == 2
+        can_repeat = operator == "*" and len(num_chars) == 1 and num_chars[0] <= _MAX_REPEATED_CHARS
+        if operator == "**" or not is_small or (num_chars and not can_repeat):
+            raise jinja2.TemplateRuntimeError(f"operator {operator} is only for small values in chat templates")
+        return super().call_binop(context, operator, left, right)
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks the assistant's words in some templates; here they are rendered as they are."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> jinja2.Environment:
+    """What transformers renders chat templates in (its utils/chat_template_utils.py)."""
+
+    def refuse(message: str) -> None:
+        raise _RefusalError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    return environment

@@ -1,0 +1,111 @@
+"""A model in a terminal: its thinking dimmed, then its answer, as they are sampled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aha import hub
+from aha.chat import ChatFormat
+from aha.engine import Engine
+from aha.models import Transformer, load_model
+from aha.streaming import Delta
+from aha.train.console import printable
+from aha.types import Message, SamplingParams
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model with its chat format and the engine that samples from it."""
+
+    folder: Path
+    model: Transformer
+    chat: ChatFormat
+    engine: Engine
+
+
+def open_model(name: str, *, device: str = "auto") -> OpenModel:
+    """Load what MODEL names: a folder, a run, a built-in or fetched model.
+
+    Raises:
+        AhaError: no such model, or its files cannot be used.
+    """
+    folder = hub.resolve(name)
+    model = load_model(folder, device=device)
+    chat = ChatFormat.load(folder)
+    return OpenModel(folder, model, chat, Engine(model, decode=chat.decode, stop_token_ids=chat.stop_token_ids))
+
+
+def stream_answer(opened: OpenModel, messages: Sequence[Message], *, sampling: SamplingParams) -> Iterator[Delta]:
+    """Sample one answer, piece by piece; closing the iterator early withdraws the request.
+
+    Raises:
+        RequestError: the conversation does not fit the model's window.
+    """
+    prompt_ids = opened.chat.render(messages)
+    splitter = opened.chat.splitter(opened.chat.starts_in_thinking(prompt_ids), stop=sampling.stop)
+    request_id = opened.engine.submit(prompt_ids, sampling)
+    try:
+        while opened.engine.has_work:
+            for event in opened.engine.step():
+                if event.token_id is not None:
+                    yield from splitter.push(event.token_id)
+        yield from splitter.finish()
+    finally:
+        opened.engine.abort(request_id)
+
+
+def answer(opened: OpenModel, messages: Sequence[Message], *, sampling: SamplingParams) -> Message:
+    """One whole answer, as the assistant's turn."""
+    return _turn(list(stream_answer(opened, messages, sampling=sampling)))
+
+
+def ask(opened: OpenModel, messages: Sequence[Message], *, sampling: SamplingParams) -> Message:
+    """Show one answer on stdout while it is sampled; returns it as the assistant's turn."""
+    deltas: list[Delta] = []
+    for delta in stream_answer(opened, messages, sampling=sampling):
+        if deltas and deltas[-1].kind != delta.kind:
+            print("\n")
+        deltas.append(delta)
+        shown = printable(delta.text)
+        is_dim = delta.kind == "reasoning" and sys.stdout.isatty()
+        print(f"{_DIM}{shown}{_PLAIN}" if is_dim else shown, end="", flush=True)
+    print(flush=True)
+    return _turn(deltas)
+
+
+def _turn(deltas: Sequence[Delta]) -> Message:
+    reasoning = "".join(delta.text for delta in deltas if delta.kind == "reasoning")
+    content = "".join(delta.text for delta in deltas if delta.kind == "content")
+    return Message("assistant", content, reasoning or None)
+
+
+def converse(opened: OpenModel, messages: Sequence[Message], *, sampling: SamplingParams) -> None:
+    """Talk until the end of the input, after `messages`. Ctrl-C stops an answer, and at the prompt the program."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        import readline  # noqa: F401  (gives input() line editing and history)
+
+        print("Ctrl-C stops an answer, Ctrl-D ends.")
+    turns = list(messages)
+    while (line := _read_line("> " if is_terminal else "")) is not None:
+        if not line.strip():
+            continue
+        question = Message("user", line)
+        try:
+            reply = ask(opened, [*turns, question], sampling=sampling)
+        except KeyboardInterrupt:
+            print("\n(stopped; this turn is forgotten)")
+            continue
+        turns += [question, reply]
+
+
+def _read_line(prompt: str) -> str | None:
+    try:
+        return input(prompt)
+    except EOFError:
+        return None

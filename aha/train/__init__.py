@@ -1,0 +1,10 @@
+"""The loops: supervised fine-tuning, GRPO, and the run around them."""
+
+from aha.rooms import make_callable
+from aha.train.losses import LOSSES
+from aha.train.pipeline import train
+from aha.train.source import KINDS as STAGES
+
+__all__ = ["LOSSES", "STAGES", "train"]
+
+make_callable(__name__)

@@ -1,0 +1,99 @@
+"""`aha train RECIPE --dry-run`: what a recipe would need, stage by stage, without loading a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from aha import hub
+from aha.chat import ChatFormat
+from aha.evaluate import conversation
+from aha.models import ModelConfig, choose_dtype, read_config
+from aha.models.known import KNOWN_CONFIGS, known_config
+from aha.tasks import get_task
+from aha.train.grpo import GRPOConfig
+from aha.train.machines import GPUS, find_machine
+from aha.train.plan import RunShape, describe, plan
+from aha.train.sft import SFTConfig
+from aha.train.source import read_source
+from aha.train.stage import StageConfig
+
+DTypeName = Literal["float32", "bfloat16"]
+UNKNOWN_TOKENIZER_TOKENS_PER_CHAR = 0.5
+"""Prompt length where the tokenizer is not here: on the long side for English, which has about 0.25."""
+TEMPLATE_TOKENS = 24
+
+
+def dry_run(source: str, *, overrides: Sequence[str] = ()) -> str:
+    """Memory, time and dollars of every stage of a recipe, as text.
+
+    Raises:
+        AhaError: a recipe, model or setting that cannot be used.
+    """
+    checked = read_source(source, overrides=overrides)
+    parts = [checked.note] if checked.note else []
+    for index, (stage, config) in enumerate(zip(checked.recipe.stages, checked.configs, strict=True)):
+        machine_name = config.price.removesuffix("-hour")
+        on_gpu = machine_name in GPUS
+        dtype: DTypeName = "bfloat16" if config.dtype == "auto" and on_gpu else _resolve_dtype(config)
+        machine = find_machine(
+            machine_name if on_gpu else "cpu", dtype=dtype, on=datetime.now(UTC).date(), price=config.price
+        )
+        num_evaluations = (index == 0) + (index == len(checked.configs) - 1)
+        shape = _shape(config, dtype=dtype, num_evaluations=num_evaluations)
+        parts.append(
+            f"stage {stage.name}: {config.task} on {config.model}\n"
+            + describe(plan(_model_config(config), run=shape, machine=machine))
+        )
+    return "\n\n".join(parts)
+
+
+def _resolve_dtype(config: StageConfig) -> DTypeName:
+    is_bfloat16 = choose_dtype(config.dtype, device=torch.device("cpu")) == torch.bfloat16
+    return "bfloat16" if is_bfloat16 else "float32"
+
+
+def _model_config(config: StageConfig) -> ModelConfig:
+    if config.model in KNOWN_CONFIGS:
+        return known_config(config.model)
+    return read_config(hub.resolve(config.architecture if config.model == "scratch" else config.model))
+
+
+def _shape(config: StageConfig, *, dtype: DTypeName, num_evaluations: int) -> RunShape:
+    common = {
+        "steps": config.steps,
+        "max_tokens": config.max_tokens,
+        "dtype": dtype,
+        "micro_batch_tokens": config.micro_batch_tokens,
+        "prompt_tokens": _prompt_tokens(config),
+        "num_evaluations": num_evaluations,
+        "eval_problems": config.eval_problems,
+    }
+    if isinstance(config, GRPOConfig):
+        return RunShape(
+            stage="grpo",
+            prompts_per_step=config.prompts_per_step,
+            group_size=config.group_size,
+            refill_budget=config.refill_budget,
+            kl_coef=config.kl_coef,
+            **common,  # type: ignore[arg-type]
+        )
+    assert isinstance(config, SFTConfig)
+    return RunShape(stage="sft", prompts_per_step=config.examples_per_step, **common)  # type: ignore[arg-type]
+
+
+def _prompt_tokens(config: StageConfig) -> int:
+    """Tokens of the longest of some prompts; estimated from characters where the tokenizer is not on this machine."""
+    task = get_task(config.task)
+    asked = [conversation(task, problem=p) for p in islice(task.problems("train", seed=config.seed), 32)]
+    is_here = config.model not in KNOWN_CONFIGS or Path(config.model).is_dir()
+    if is_here:
+        chat = ChatFormat.load(hub.resolve(config.architecture if config.model == "scratch" else config.model))
+        return max(len(chat.render(messages)) for messages in asked)
+    longest = max(sum(len(message.content) for message in messages) for messages in asked)
+    return TEMPLATE_TOKENS + int(longest * UNKNOWN_TOKENIZER_TOKENS_PER_CHAR)

@@ -1,0 +1,194 @@
+"""The job that the stages of a run work on: its model and engine, its log, its clock and its checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from aha.chat import ChatFormat
+from aha.cost.bill import Bill, BillPhase
+from aha.cost.prices import MachinePrice
+from aha.engine import Engine
+from aha.evaluate import EvalResult, Progress, evaluate
+from aha.models import Transformer
+from aha.train.batches import TrainingSequence
+from aha.train.console import Console
+from aha.train.optimizer import Optimizer
+from aha.train.rollouts import respond_with
+from aha.train.run import Run, load_parameters
+from aha.train.stage import StageConfig
+from aha.types import SamplingParams
+
+EVAL_SEED = 0
+"""Chooses the held-out problems: the same ones in every run, so that runs can be compared."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C was honoured: the checkpoint is written."""
+
+
+@dataclass
+class Job:
+    """State that outlives a stage. All of it is in the checkpoint, or follows from the recipe."""
+
+    run: Run
+    model: Transformer
+    chat: ChatFormat
+    engine: Engine
+    console: Console
+    price: MachinePrice
+    phases: dict[str, BillPhase] = field(default_factory=dict)
+    stage_index: int = 0
+    steps_before: int = 0
+    """Steps of the recipe's earlier stages: metrics and checkpoints count through."""
+    is_interrupted: bool = False
+    """Set by the signal handler; the step in hand is finished and saved first."""
+
+    def charge(
+        self,
+        phase: str,
+        *,
+        seconds: float,
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        trained_tokens: int = 0,
+    ) -> None:
+        """Add time and tokens to a phase of the bill."""
+        known = self.phases.get(phase, BillPhase(name=phase, seconds=0.0))
+        self.phases[phase] = dataclasses.replace(
+            known,
+            seconds=known.seconds + seconds,
+            prompt_tokens=known.prompt_tokens + prompt_tokens,
+            completion_tokens=known.completion_tokens + completion_tokens,
+            trained_tokens=known.trained_tokens + trained_tokens,
+        )
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """What the model computes in, as a recipe spells it."""
+        return "bfloat16" if self.model.dtype == torch.bfloat16 else "float32"
+
+    @property
+    def bill(self) -> Bill:
+        return Bill(phases=tuple(self.phases.values()), price=self.price)
+
+    def log_step(self, step: int, metrics: dict[str, Any]) -> None:
+        """Append a step's metrics to metrics.jsonl and show them. `step` counts from 0 within the stage."""
+        bill = self.bill
+        row = {
+            "kind": "step",
+            "step": self.steps_before + step + 1,
+            "time_seconds": bill.wall_seconds,
+            **metrics,
+            "cost_usd": bill.cost_usd,
+        }
+        self.run.append("metrics.jsonl", [_without_nan(row)])
+        self.console.row(row)
+
+    def log_samples(self, rows: list[dict[str, Any]]) -> None:
+        """Append completions to samples.jsonl."""
+        self.run.append("samples.jsonl", rows)
+
+    def dump_skipped(self, step: int, sequences: Sequence[TrainingSequence]) -> None:
+        """Keep the batch of a step that was skipped because its gradient was not finite."""
+        rows = [dataclasses.asdict(sequence) for sequence in sequences]
+        self.run.write_json(f"skipped/step_{self.steps_before + step + 1:06d}.json", {"sequences": rows})
+
+    def evaluate(self, config: StageConfig, name: str) -> EvalResult:
+        """Evaluate the model as it is, on the same held-out problems each time, and charge it to the bill.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed in an evaluation before or after a stage: all steps taken are saved.
+        """
+        sampling = SamplingParams(
+            temperature=config.eval_temperature, top_p=config.eval_top_p, max_tokens=config.max_tokens
+        )
+        started = time.perf_counter()
+        with self.console.progress(f"evaluating {name}", total=config.eval_problems) as advance:
+            num_shown = 0
+
+            def on_progress(progress: Progress) -> None:
+                nonlocal num_shown
+                advance(progress.num_done - num_shown)
+                num_shown = progress.num_done
+                if self.is_interrupted and not name.startswith("step_"):
+                    raise Interrupted
+
+            result = evaluate(
+                config.task,
+                respond_with(self.engine, self.chat),
+                num_problems=config.eval_problems,
+                sampling=sampling,
+                seed=EVAL_SEED,
+                out=self.run.folder / "eval",
+                name=name,
+                template=self.chat.folder.name,
+                count_tokens=lambda text: len(self.chat.encode(text)),
+                on_progress=on_progress,
+            )
+        phase = f"evaluation {name}" if name in ("before", "after") else "evaluation during training"
+        self.charge(phase, seconds=time.perf_counter() - started, completion_tokens=result.completion_tokens)
+        return result
+
+    def log_evaluation(self, step: int, result: EvalResult) -> None:
+        """Append an evaluation after `step` steps of the run to metrics.jsonl and show it."""
+        names = ("pass_at_1", "interval_low", "interval_high", "mean_tokens", "mean_thinking_tokens")
+        row = {"kind": "eval", "step": step, **{name: getattr(result, name) for name in names}}
+        self.run.append("metrics.jsonl", [row])
+        self.console.row(row)
+
+    def step_if_finite(self, optimizer: Optimizer, *, learning_rate: float, grad_norm: float) -> bool:
+        """Take the optimiser's step unless the gradient is not finite; says whether it was taken."""
+        if not math.isfinite(grad_norm):
+            optimizer.zero_grad()
+            return False
+        optimizer.step(learning_rate=learning_rate)
+        return True
+
+    def load_reference(self, *, first_step: int) -> Transformer:
+        """A frozen copy of the model as the stage began: what the KL term measures from, also after a resume."""
+        folder = self.run.folder / "checkpoints" / f"reference_{self.stage_index}"
+        if first_step == 0:
+            self.model.save(folder)
+        reference = copy.deepcopy(self.model)
+        load_parameters(reference, folder)
+        return reference.requires_grad_(False)
+
+    def after_step(
+        self, config: StageConfig, *, step: int, optimizer: Optimizer, state: dict[str, Any] | None = None
+    ) -> None:
+        """Evaluate and save when it is time to.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed; everything up to this step is saved.
+        """
+        done = step + 1
+        if config.eval_every and done % config.eval_every == 0 and done < config.steps:
+            number = self.steps_before + done
+            self.log_evaluation(number, self.evaluate(config, f"step_{number:06d}"))
+        if self.is_interrupted or done % config.checkpoint_every == 0 or done == config.steps:
+            self.save(done, optimizer=optimizer, state=state or {})
+        if self.is_interrupted:
+            raise Interrupted
+
+    def save(self, steps_done: int, *, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Write a checkpoint of the stage after `steps_done` of its steps."""
+        saved = {
+            "stage_index": self.stage_index,
+            "stage_step": steps_done,
+            "phases": [dataclasses.asdict(phase) for phase in self.phases.values()],
+            **state,
+        }
+        self.run.save_checkpoint(self.model, optimizer, step=self.steps_before + steps_done, state=saved)
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a metric that does not exist is null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -1,0 +1,68 @@
+"""What a step's rollouts say: one row of metrics.jsonl, and the samples kept beside it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from aha.types import FinishReason, Outcome, Rollout, RolloutGroup
+
+
+def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequence[int]) -> dict[str, Any]:
+    """Rewards, lengths and shares of a step; fractions are of 1.
+
+    Args:
+        num_thinking_tokens: tokens before the end of thinking, one number per rollout in order.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    judged = [r for r in rollouts if r.score.outcome is not Outcome.ERROR]
+    rewards = [r.score.reward for r in judged]
+    return {
+        "reward_mean": _mean(rewards),
+        "reward_std": statistics.pstdev(rewards) if rewards else 0.0,
+        "pass_at_1": _mean([r.score.is_correct for r in judged]),
+        "mean_tokens": _mean([r.completion.num_tokens for r in rollouts]),
+        "mean_thinking_tokens": _mean(num_thinking_tokens),
+        "truncated_fraction": _mean([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts]),
+        "parse_failure_fraction": _mean([r.score.outcome is Outcome.PARSE_FAILURE for r in rollouts]),
+        "error_fraction": _mean([r.score.outcome is Outcome.ERROR for r in rollouts]),
+        "teaching_fraction": _mean([not group.is_flat for group in groups]),
+        "all_right_fraction": _mean([all(r.score.is_correct for r in g.rollouts) for g in groups]),
+        "all_wrong_fraction": _mean([not any(r.score.is_correct for r in g.rollouts) for g in groups]),
+        "num_groups": len(groups),
+        "num_rollouts": len(rollouts),
+        "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
+        "completion_tokens": sum(r.completion.num_tokens for r in rollouts),
+    }
+
+
+def sample_rows(groups: Sequence[RolloutGroup], *, num_samples: int, step: int) -> list[dict[str, Any]]:
+    """Rows of samples.jsonl: of the first groups, one completion each, a right one where there is one."""
+    rows = []
+    for group in groups[:num_samples]:
+        rollout = max(group.rollouts, key=lambda r: r.score.reward)
+        rows.append({"step": step, **sample_row(group, rollout)})
+    return rows
+
+
+def sample_row(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
+    """One completion with its problem and score, as plain JSON values."""
+    completion, score = rollout.completion, rollout.score
+    return {
+        "problem_id": group.problem.problem_id,
+        "prompt": group.problem.prompt,
+        "gold": group.problem.answer,
+        "text": completion.text,
+        "reasoning": completion.reasoning,
+        "answer": completion.answer,
+        "reward": score.reward,
+        "is_correct": score.is_correct,
+        "note": score.note,
+        "finish_reason": str(completion.finish_reason),
+        "num_tokens": completion.num_tokens,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

@@ -1,0 +1,372 @@
+"""What a run would need and cost, from the model's configuration alone: nothing is downloaded or allocated.
+
+Memory and work follow from this code's own shapes; how fast a machine does the work is an assumption, and is printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from aha.errors import ConfigError
+from aha.models import ModelConfig, build_model
+from aha.models.attention import MAX_PADDED_RATIO
+from aha.train.logprobs import CHUNK_ELEMENTS
+from aha.train.machines import GIB, GPUS, Machine
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+CACHE_QUANTUM = 64
+"""Positions that a cache's capacity is a multiple of (aha.engine.cache)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunShape:
+    """The settings of a stage that decide what it needs."""
+
+    stage: Literal["sft", "grpo"]
+    steps: int
+    prompts_per_step: int
+    """Prompts (P) of a GRPO step, examples of an SFT step."""
+    max_tokens: int
+    """Most tokens of a completion."""
+    dtype: Literal["float32", "bfloat16"]
+    """What the model computes in."""
+    group_size: int = 1
+    """Completions per prompt (G)."""
+    prompt_tokens: int = 128
+    """Tokens of a prompt, chat template included."""
+    mean_tokens: int = 0
+    """Tokens of an average completion; 0 takes `max_tokens`, which bounds time and cost from above."""
+    micro_batch_tokens: int = 4096
+    refill_budget: float = 0.0
+    """Further prompts sampled, as a share of `prompts_per_step`; the plan takes all of them."""
+    kl_coef: float = 0.0
+    """Above 0 a reference model lies in memory too."""
+    num_evaluations: int = 2
+    eval_problems: int = 500
+    """Problems of each evaluation."""
+    max_batch_size: int = 512
+    """Completions that the engine runs at once."""
+    max_cached_tokens: int = 262_144
+    """Positions that the engine's cache may hold."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts_per_step", "max_tokens", "group_size", "prompt_tokens", "micro_batch_tokens",
+                     "max_batch_size", "max_cached_tokens"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.mean_tokens <= self.max_tokens:
+            raise ConfigError(f"mean_tokens must be from 0 to max_tokens {self.max_tokens}, got {self.mean_tokens}")
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of an average completion."""
+        return self.mean_tokens or self.max_tokens
+
+    @property
+    def longest_sequence(self) -> int:
+        return self.prompt_tokens + self.max_tokens
+
+
+class MemoryItem(NamedTuple):
+    """One line of the memory table."""
+
+    name: str
+    num_bytes: int
+    phase: Literal["always", "sampling", "training"]
+    """Sampling and training take turns: the peak holds the larger of the two."""
+
+
+class TimeItem(NamedTuple):
+    """One line of the time table."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `describe` prints."""
+
+    config: ModelConfig
+    run: RunShape
+    machine: Machine
+    num_parameters: int
+    memory: tuple[MemoryItem, ...]
+    time: tuple[TimeItem, ...]
+    num_sampled_tokens: int
+    num_trained_tokens: int
+    advice: tuple[str, ...]
+    """What to change when it does not fit; empty when it does."""
+
+    @property
+    def peak_bytes(self) -> int:
+        total = {phase: sum(i.num_bytes for i in self.memory if i.phase == phase) for phase in _PHASES}
+        return total["always"] + max(total["sampling"], total["training"])
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.machine.memory_bytes
+
+    @property
+    def seconds(self) -> float:
+        return sum(item.seconds for item in self.time)
+
+    @property
+    def cost_usd(self) -> float:
+        return self.seconds / 3600 * self.machine.price.usd_per_hour
+
+
+_PHASES = ("always", "sampling", "training")
+
+
+def plan(config: ModelConfig, *, run: RunShape, machine: Machine) -> Plan:
+    """Memory, time and dollars of one stage on one machine.
+
+    Raises:
+        ConfigError: a prompt and its completion do not fit the model's window.
+    """
+    if run.longest_sequence > config.max_position_embeddings:
+        raise ConfigError(
+            f"prompt_tokens {run.prompt_tokens} + max_tokens {run.max_tokens} exceed the model's window of "
+            f"{config.max_position_embeddings} tokens; lower max_tokens"
+        )
+    num_completions = run.steps * run.prompts_per_step * run.group_size
+    num_sampled = num_completions * (1 + run.refill_budget) if run.stage == "grpo" else 0
+    num_evaluated = run.num_evaluations * run.eval_problems
+    result = Plan(
+        config=config,
+        run=run,
+        machine=machine,
+        num_parameters=_count(config).total,
+        memory=_memory(config, run, machine),
+        time=_time(config, run, machine),
+        num_sampled_tokens=round((num_sampled + num_evaluated) * run.completion_tokens),
+        num_trained_tokens=num_completions * run.completion_tokens,
+        advice=(),
+    )
+    return result if result.fits else dataclasses.replace(result, advice=_advice(result))
+
+
+class _Sizes(NamedTuple):
+    """Numbers of parameters."""
+
+    body: int
+    """In matrices of the layers: each is multiplied with every token."""
+    head: int
+    total: int
+
+
+@functools.cache
+def _count(config: ModelConfig) -> _Sizes:
+    model = build_model(config, device="meta")
+    body = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("layers."))
+    return _Sizes(body, config.vocab_size * config.hidden_size, model.num_parameters())
+
+
+def _memory(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[MemoryItem, ...]:
+    size, num_bytes = _count(config), _BYTES[run.dtype]
+    items = [
+        MemoryItem("Python and libraries", machine.runtime_bytes, "always"),
+        MemoryItem(f"weights ({run.dtype})", size.total * num_bytes, "always"),
+        MemoryItem("Adam moments (float32)", size.total * 8, "always"),
+        MemoryItem("gradients (float32)", size.total * 4, "training"),
+        MemoryItem("activations of a micro-batch", activation_bytes(config, run=run), "training"),
+        # float32 logits of a chunk, its probabilities and a product of both; the head's gradient in float32 and cast.
+        MemoryItem("logits chunk and head's gradient", 12 * CHUNK_ELEMENTS + size.head * (4 + num_bytes), "training"),
+    ]
+    if run.dtype == "bfloat16":
+        items.append(MemoryItem("masters (float32)", size.total * 4, "always"))
+    if run.kl_coef > 0 and run.stage == "grpo":
+        items.append(MemoryItem(f"reference model ({run.dtype})", size.total * num_bytes, "always"))
+    if run.stage == "grpo" or run.num_evaluations > 0:
+        items.append(MemoryItem("key/value cache of rollouts", cache_bytes(config, run=run), "always"))
+        # A row's logits, and float32 copies while it is drawn from.
+        logits_bytes = _num_rows(run) * config.vocab_size * (num_bytes + 8)
+        items.append(MemoryItem("logits of a token", logits_bytes, "sampling"))
+        items.append(MemoryItem("prompts computed at once", prefill_bytes(config, run=run), "sampling"))
+        if machine.is_cpu:
+            items.append(MemoryItem("packed weights", (size.body + size.head) * num_bytes, "sampling"))
+    return tuple(items)
+
+
+def activation_bytes(config: ModelConfig, *, run: RunShape) -> int:
+    """What autograd keeps of one micro-batch, in the order in which the layer computes it."""
+    width, heads, kv_heads, head_dim = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+    qkv = (heads + 2 * kv_heads) * head_dim
+    attended = heads * head_dim
+    # Inputs of the two norms and of the products that follow them; q, k, v as attention sees them, padded at worst;
+    # attended twice, before and after the padding is cut; gate and up, silu(gate), their product.
+    per_layer = 4 * width + MAX_PADDED_RATIO * (qkv + attended) + attended + 4 * config.intermediate_size
+    if config.has_qk_norm:
+        per_layer += qkv + attended + kv_heads * head_dim  # q and k before their norms, and contiguous copies of them
+    per_token = config.num_layers * per_layer + 3 * width + 2 * head_dim
+    # A sequence longer than the micro-batch is computed alone and whole.
+    num_tokens = max(run.micro_batch_tokens, run.longest_sequence)
+    return int(num_tokens * per_token) * _BYTES[run.dtype]
+
+
+def _num_rows(run: RunShape) -> int:
+    """Completions that the engine runs at once."""
+    wanted = run.prompts_per_step * run.group_size if run.stage == "grpo" else 0
+    if run.num_evaluations:
+        wanted = max(wanted, run.eval_problems)
+    return max(1, min(wanted, run.max_batch_size, run.max_cached_tokens // run.longest_sequence))
+
+
+def prefill_bytes(config: ModelConfig, *, run: RunShape) -> int:
+    """Widest point of the prompts' forward pass, which keeps nothing: gate, up, their product; residual and norm."""
+    num_tokens = min(_num_rows(run), max(run.prompts_per_step, run.eval_problems)) * run.prompt_tokens
+    return num_tokens * (4 * config.intermediate_size + 3 * config.hidden_size) * _BYTES[run.dtype]
+
+
+def cache_bytes(config: ModelConfig, *, run: RunShape) -> int:
+    """The cache as it grows for the last time: the new one, and the old one that is copied into it."""
+    columns, old = _round_up(run.prompt_tokens + 1), 0
+    while columns < run.longest_sequence:
+        old, columns = columns, _round_up(columns * 3 // 2)
+    per_position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * _BYTES[run.dtype]
+    return _num_rows(run) * (columns + old) * per_position
+
+
+def _round_up(columns: int) -> int:
+    return -(-columns // CACHE_QUANTUM) * CACHE_QUANTUM
+
+
+def _time(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[TimeItem, ...]:
+    num_completions = run.steps * run.prompts_per_step * run.group_size
+    items = [TimeItem("training", num_completions * training_flops(config, run=run) / _speed(machine))]
+    if run.stage == "grpo":
+        num_prompts = run.steps * run.prompts_per_step * (1 + run.refill_budget)
+        seconds = _sampling_seconds(config, run, machine, num_prompts=num_prompts, group_size=run.group_size)
+        items.insert(0, TimeItem("sampling", seconds))
+    num_evaluated = run.num_evaluations * run.eval_problems
+    if num_evaluated:
+        seconds = _sampling_seconds(config, run, machine, num_prompts=num_evaluated, group_size=1)
+        items.append(TimeItem(f"{run.num_evaluations} evaluations", seconds))
+    return tuple(items)
+
+
+def _speed(machine: Machine) -> float:
+    """Operations a second in training."""
+    return machine.teraflops * 1e12 * machine.training_efficiency
+
+
+def training_flops(config: ModelConfig, *, run: RunShape) -> float:
+    """Operations to train on one completion with its share of the prompt.
+
+    Source: 6 a parameter and token (arXiv:2001.08361 §2.1), 12 a channel, layer and visible key; the head computes
+    completion tokens only, and its logits twice. Completions of one prompt that share a micro-batch compute it once.
+    """
+    size = _count(config)
+    num_tokens = run.prompt_tokens + run.completion_tokens
+    num_sharing = max(1, min(run.group_size, run.micro_batch_tokens // num_tokens))
+    num_computed = run.prompt_tokens / num_sharing + run.completion_tokens
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * num_tokens / 2
+    flops = num_computed * 6 * size.body + num_tokens * attention + run.completion_tokens * 8 * size.head
+    if run.kl_coef > 0 and run.stage == "grpo":
+        flops += num_computed * 2 * size.body + num_tokens * attention / 3 + run.completion_tokens * 2 * size.head
+    return flops
+
+
+def _sampling_seconds(
+    config: ModelConfig, run: RunShape, machine: Machine, *, num_prompts: float, group_size: int
+) -> float:
+    """Every prompt once through the layers, then one token of every row at a time."""
+    size, num_bytes = _count(config), _BYTES[run.dtype]
+    speed = machine.teraflops * 1e12 * machine.sampling_efficiency
+    bandwidth = machine.memory_gb_per_second * 1e9 * machine.sampling_efficiency
+    num_tokens = num_prompts * group_size * run.completion_tokens
+    num_steps = num_tokens / min(_num_rows(run), num_prompts * group_size)
+    num_keys = run.prompt_tokens + run.completion_tokens / 2
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * num_keys
+    cached_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * num_keys * num_bytes
+    compute = num_tokens * (2 * (size.body + size.head) + attention) / speed
+    traffic = (num_steps * (size.body + size.head) * num_bytes + num_tokens * cached_bytes) / bandwidth
+    launches = num_steps * config.num_layers * machine.layer_overhead_us * 1e-6
+    prefill = num_prompts * run.prompt_tokens * 2 * size.body / speed
+    return prefill + max(compute, traffic) + launches
+
+
+def _advice(unfit: Plan) -> tuple[str, ...]:
+    """Changes any of which makes the run fit, and the machines that hold it unchanged; or that nothing helps."""
+    run = unfit.run
+    changes: list[tuple[dict[str, Any], str]] = []
+    if run.dtype == "float32":
+        changes.append(({"dtype": "bfloat16"}, "half the weights and activations"))
+    if run.kl_coef > 0:
+        changes.append(({"kl_coef": 0.0}, "no reference model"))
+    for tokens in _halvings(run.micro_batch_tokens, least=run.longest_sequence):
+        changes.append(({"micro_batch_tokens": tokens}, "same result"))
+    # A sequence is never split, so shorter thinking helps only together with the micro-batch it allows.
+    for tokens in _halvings(run.max_tokens, least=64):
+        micro_batch_tokens = min(run.micro_batch_tokens, run.prompt_tokens + tokens)
+        changes.append(({"max_tokens": tokens, "micro_batch_tokens": micro_batch_tokens}, "shorter thinking"))
+    chosen: dict[str, str] = {}
+    for change, effect in changes:
+        if effect not in chosen and _fits(unfit, change):
+            chosen[effect] = " ".join(f"{name}={value}" for name, value in change.items()) + f" ({effect})"
+    return (*chosen.values(), *_machines_advice(unfit, has_change=bool(chosen)))
+
+
+def _halvings(value: int, *, least: int) -> Iterator[int]:
+    while (value := value // 2) >= least:
+        yield value
+
+
+def _fits(unfit: Plan, change: dict[str, Any]) -> bool:
+    mean_tokens = min(unfit.run.mean_tokens, change.get("max_tokens", unfit.run.max_tokens))
+    run = dataclasses.replace(unfit.run, mean_tokens=mean_tokens, **change)
+    return dataclasses.replace(unfit, run=run, memory=_memory(unfit.config, run, unfit.machine)).fits
+
+
+def _machines_advice(unfit: Plan, *, has_change: bool) -> tuple[str, ...]:
+    enough = [name for name, gpu in GPUS.items() if gpu.memory_gib * GIB >= unfit.peak_bytes]
+    machines = f"unchanged on another machine: {', '.join(enough)}"
+    if has_change:
+        return (machines,) if enough else ()
+    needed = f"no setting makes it fit in {unfit.machine.memory_bytes / GIB:.0f} GiB"
+    return (
+        f"{needed}; {machines}" if enough else f"{needed}, and no machine listed here holds it; use a smaller model",
+    )
+
+
+def describe(plan: Plan) -> str:
+    """The plan as a table for a terminal."""
+    run, machine, config = plan.run, plan.machine, plan.config
+    each = f" x {run.group_size}" if run.stage == "grpo" else ""
+    title = (
+        f"{run.stage} on {config.model_type} with {plan.num_parameters:,} parameters: {run.steps} steps of "
+        f"{run.prompts_per_step}{each} sequences, at most {run.prompt_tokens} + {run.max_tokens} tokens each"
+    )
+    cost = (
+        f"cost  ${plan.cost_usd:.2f} at ${machine.price.usd_per_hour:g} an hour ({machine.price.price_id}), for "
+        f"{plan.num_sampled_tokens:,} tokens sampled and {plan.num_trained_tokens:,} trained"
+    )
+    lines = [title, "", f"memory{'GiB':>42}"]
+    remarks = {"always": "", "sampling": "  while sampling", "training": "  while training"}
+    lines += [f"  {i.name:<36}{i.num_bytes / GIB:>10.2f}{remarks[i.phase]}" for i in plan.memory]
+    verdict = "fits" if plan.fits else "does NOT fit"
+    lines.append(f"  {'peak':<36}{plan.peak_bytes / GIB:>10.2f}  {verdict} in {machine.memory_bytes / GIB:.1f} GiB")
+    lines += [f"  to make it fit: {words}" for words in plan.advice]
+    lines += ["", f"time{'hours':>44}"]
+    lines += [f"  {item.name:<36}{item.seconds / 3600:>10.2f}" for item in plan.time]
+    lines.append(f"  {'total':<36}{plan.seconds / 3600:>10.2f}")
+    lines += ["", cost, "", *_assumptions(plan)]
+    return "\n".join(lines)
+
+
+def _assumptions(plan: Plan) -> list[str]:
+    run, machine = plan.run, plan.machine
+    length = f"{run.mean_tokens} tokens on average" if run.mean_tokens else "max_tokens long, so these are upper bounds"
+    speed = f"{machine.teraflops:.3g} TFLOP/s in {run.dtype}, {machine.memory_gb_per_second:.4g} GB/s"
+    shares = f"training reaches {machine.training_efficiency:.0%} of that, sampling {machine.sampling_efficiency:.0%}"
+    return [
+        f"assumed  {machine.name}: {speed} ({machine.source})",
+        f"         {shares}; {machine.layer_overhead_us:g} us a layer in each decoding step",
+        f"         prompts of {run.prompt_tokens} tokens; completions {length}",
+        f"         price: {machine.price.source}",
+    ]

@@ -1,0 +1,93 @@
+"""From problems to scored groups of completions: render, sample, parse, score."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from aha.chat import ChatFormat
+from aha.engine import Engine
+from aha.errors import DataError
+from aha.evaluate import Respond, conversation
+from aha.tasks.base import Task
+from aha.train.stage import derive_seed
+from aha.types import Completion, Message, Problem, Rollout, RolloutGroup, SamplingParams
+
+
+def respond_with(engine: Engine, chat: ChatFormat) -> Respond:
+    """What `evaluate` asks: conversations in, parsed completions out, from an engine in this process."""
+
+    def respond(conversations: Sequence[Sequence[Message]], sampling: SamplingParams) -> list[list[Completion]]:
+        prompts = [chat.render(messages) for messages in conversations]
+        seeded = [_seed_for(sampling, prompt) for prompt in prompts]
+        completions = engine.generate(prompts, seeded)
+        return [
+            [chat.parse(c, starts_in_thinking=chat.starts_in_thinking(prompt), stop=sampling.stop) for c in group]
+            for prompt, group in zip(prompts, completions, strict=True)
+        ]
+
+    return respond
+
+
+def _seed_for(sampling: SamplingParams, prompt_ids: Sequence[int]) -> SamplingParams:
+    """A stream of random numbers of its own for each prompt, whatever it is asked together with."""
+    if sampling.seed is None:
+        return sampling
+    return dataclasses.replace(sampling, seed=derive_seed(sampling.seed, "prompt", *prompt_ids))
+
+
+class ProblemStream:
+    """Training problems in a fixed order, without end: a task that ends is gone through again in a new order.
+
+    The cursor (problems taken so far) is all that a checkpoint needs.
+    """
+
+    def __init__(self, task: Task, *, seed: int, cursor: int = 0) -> None:
+        self._task = task
+        self._seed = seed
+        self._problems = self._without_end()
+        self.cursor = 0
+        self.take(cursor)
+
+    def take(self, count: int) -> list[Problem]:
+        """The next `count` problems."""
+        self.cursor += count
+        return [next(self._problems) for _ in range(count)]
+
+    def _without_end(self) -> Iterator[Problem]:
+        epoch = 0
+        while True:
+            is_empty = True
+            for problem in self._task.problems("train", seed=derive_seed(self._seed, "problems", epoch)):
+                is_empty = False
+                yield problem
+            if is_empty:
+                raise DataError(f"task {self._task.name!r} has no training problems")
+            epoch += 1
+
+
+def collect(
+    problems: Sequence[Problem],
+    *,
+    task: Task,
+    chat: ChatFormat,
+    engine: Engine,
+    sampling: SamplingParams,
+    seed: int,
+) -> list[RolloutGroup]:
+    """Sample and score one group of completions per problem.
+
+    Args:
+        sampling: its `num_samples` is G; its own seed is replaced by one per problem.
+        seed: with the index of the problem, fixes every completion.
+    """
+    prompts = [chat.render(conversation(task, problem=problem)) for problem in problems]
+    params = [dataclasses.replace(sampling, seed=derive_seed(seed, "rollout", index)) for index in range(len(problems))]
+    completions = engine.generate(prompts, params)
+    groups = []
+    for problem, prompt_ids, sampled in zip(problems, prompts, completions, strict=True):
+        is_thinking = chat.starts_in_thinking(prompt_ids)
+        parsed = [chat.parse(c, starts_in_thinking=is_thinking, stop=sampling.stop) for c in sampled]
+        rollouts = tuple(Rollout(c, task.score(problem, c)) for c in parsed)
+        groups.append(RolloutGroup(problem, tuple(prompt_ids), rollouts))
+    return groups

@@ -1,0 +1,212 @@
+"""A run: one folder of plain files, checkpoints written atomically, resumed exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from aha.errors import DataError, ModelError
+from aha.models import Transformer
+from aha.train.optimizer import Optimizer
+
+FORMAT_VERSION = 1
+"""Raised when a run folder of an older version can no longer be resumed."""
+_CHECKPOINT = re.compile(r"step_(\d{6,})")
+
+
+class Checkpoint(NamedTuple):
+    """What a stopped run needs to go on as if nothing had happened."""
+
+    step: int
+    """Steps that are finished."""
+    state: dict[str, Any]
+    """The job's own JSON state: stage, cursor, the bill so far."""
+    jsonl_bytes: dict[str, int]
+    """How long each log was: what a killed run appended after that is cut off, and written again."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that this process writes.
+
+    Every draw of a run is a function of (seed, step, index), so a checkpoint holds no generator state: the weights,
+    the optimiser's moments, the cursor into the problems and the totals are all there is.
+    """
+
+    folder: Path
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def ledger_id(self) -> str:
+        """The run's name in the ledger: its folder as it was given."""
+        return str(self.folder)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file atomically."""
+        write_text_atomically(self.folder / name, text)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file atomically."""
+        write_text_atomically(self.folder / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Append rows to a JSONL file and have them on disk before returning."""
+        path = self.folder / name
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with _writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save_checkpoint(self, model: Transformer, optimizer: Optimizer, *, step: int, state: dict[str, Any]) -> Path:
+        """Write checkpoints/step_N, complete or not at all, and drop all but the last two.
+
+        Raises:
+            AhaError: the disk or the permissions refuse it; the checkpoints before it are left as they were.
+        """
+        final = self.folder / "checkpoints" / f"step_{step:06d}"
+        temporary = final.with_name(f".{final.name}.{os.getpid()}")
+        # JSONL files are appended after the step they tell of: their sizes now are where a resumed run cuts them.
+        sizes = {p.name: p.stat().st_size for p in self.folder.glob("*.jsonl")}
+        content = {"format": FORMAT_VERSION, "step": step, "jsonl_bytes": sizes, "state": state}
+        try:
+            with _writing(final):
+                temporary.mkdir(parents=True)
+                model.save(temporary)
+                tensors = {name: tensor.detach().contiguous() for name, tensor in optimizer.state_tensors().items()}
+                save_file(tensors, temporary / "optimizer.safetensors")
+                (temporary / "state.json").write_text(json.dumps(content), encoding="utf-8")
+                for path in (*temporary.iterdir(), temporary):
+                    _sync(path)
+                if final.exists():
+                    shutil.rmtree(final)
+                os.rename(temporary, final)
+                _sync(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in list_checkpoints(self.folder)[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Where the run was stopped, or None when nothing was saved yet.
+
+        Raises:
+            DataError: a checkpoint of another version, or one that cannot be read.
+        """
+        for path in self.folder.glob("checkpoints/.step_*"):  # what a killed process was writing
+            shutil.rmtree(path, ignore_errors=True)
+        saved = list_checkpoints(self.folder)
+        if not saved:
+            return None
+        newest = saved[-1]
+        try:
+            state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+            if state["format"] != FORMAT_VERSION:
+                raise DataError(f"{newest} has format {state['format']}, this version of aha resumes {FORMAT_VERSION}")
+            return Checkpoint(int(state["step"]), dict(state["state"]), dict(state["jsonl_bytes"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{newest} cannot be read ({error}); delete it to resume from the one before") from None
+
+    def restore(self, checkpoint: Checkpoint, model: Transformer, optimizer: Optimizer) -> None:
+        """Load a checkpoint into the model and optimiser, and cut the JSONL files back to it.
+
+        Raises:
+            DataError: the checkpoint cannot be read.
+        """
+        folder = self.folder / "checkpoints" / f"step_{checkpoint.step:06d}"
+        try:
+            tensors = load_file(folder / "optimizer.safetensors")
+            load_parameters(model, folder)
+        except (OSError, SafetensorError, ModelError) as error:
+            raise DataError(f"{folder} cannot be read ({error}); delete it to resume from the one before") from None
+        optimizer.load_state_tensors(tensors)
+        for path in self.folder.glob("*.jsonl"):
+            os.truncate(path, min(path.stat().st_size, checkpoint.jsonl_bytes.get(path.name, 0)))
+
+    def clear_logs(self) -> None:
+        """Empty the logs of a run that starts over."""
+        for path in self.folder.glob("*.jsonl"):
+            path.unlink()
+
+
+def load_parameters(model: Transformer, folder: Path) -> None:
+    """Copy the weights of a folder into a model of the same shape."""
+    from aha.models import load_model
+
+    dtype = "bfloat16" if str(model.dtype) == "torch.bfloat16" else "float32"
+    loaded = dict(load_model(folder, dtype=dtype, device="cpu").named_parameters())  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(loaded[name].data)
+    model.weight_version += 1
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = {p: _CHECKPOINT.fullmatch(p.name) for p in (folder / "checkpoints").glob("step_*")}
+    return sorted((p for p, match in found.items() if match), key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def new_run_folder(parent: Path, name: str) -> Path:
+    """runs/NAME, or runs/NAME-2, … when it is taken: a run never overwrites another."""
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataError(f"cannot make the run folder {folder}: {reason}; choose another with --out") from None
+        else:
+            return folder
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """A file is the old text or the new one, never a part.
+
+    Raises:
+        DataError: the disk or the permissions refuse it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+            _sync(temporary)
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A disk that refuses is the user's to mend, and costs only what came after the last checkpoint."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"cannot write {path}: {reason}; mend that, then go on with --resume") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

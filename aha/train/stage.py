@@ -1,0 +1,92 @@
+"""What every training stage shares: its settings, and the job that a stage works on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from aha.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Settings that every stage has. A recipe gives those of the run once, above its stages."""
+
+    task: str
+    """What to learn: "NAME", "NAME:option=value,…" or a data file."""
+    model: str = "tiny"
+    """Where to start: a folder, a run, a built-in name, a Hugging Face id, or "scratch" with `architecture`."""
+    architecture: str = ""
+    """Folder of the config.json and tokenizer of a model to make from nothing, when `model` is "scratch"."""
+    steps: int = 100
+    """Optimiser steps."""
+    learning_rate: float = 1e-5
+    """Peak rate of the optimiser, after the warm-up."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """The rate after the warm-up: "linear" falls to `final_learning_rate_ratio` of the peak at the last step."""
+    final_learning_rate_ratio: float = 0.05
+    """Share of the peak rate that is left at the last step of a "linear" schedule."""
+    warmup_steps: int = 0
+    """Steps in which the rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Decoupled decay, on matrices only."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    micro_batch_tokens: int = 4096
+    """Tokens computed at a time: changes memory and speed, not results."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the model computes in; "auto" is bfloat16 where the processor has it. Masters are always float32."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+    seed: int = 0
+    """Every draw of the run follows from it."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints."""
+    eval_every: int = 0
+    """Steps between evaluations during training; 0 evaluates before and after only."""
+    eval_problems: int = 500
+    """Held-out problems of the evaluations before and after; 0 leaves both out."""
+    eval_temperature: float = 0.6
+    """Of the evaluations: R1's protocol, as `aha eval` has it. 1 is the policy as it is trained, 0 is greedy."""
+    eval_top_p: float = 0.95
+    """Nucleus of the evaluations: R1's protocol. 1 is off."""
+    max_tokens: int = 256
+    """Most tokens of a completion."""
+    price: str = "cpu-2core-hour"
+    """Id in the price book of what an hour of this machine costs."""
+
+    def __post_init__(self) -> None:
+        at_least = {"steps": 1, "micro_batch_tokens": 1, "checkpoint_every": 1, "eval_every": 0, "eval_problems": 0,
+                    "max_tokens": 1, "warmup_steps": 0, "weight_decay": 0, "seed": 0}  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        rules = (
+            ("learning_rate", self.learning_rate > 0, "above 0"),
+            ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
+            ("final_learning_rate_ratio", 0 <= self.final_learning_rate_ratio <= 1, "between 0 and 1"),
+            ("eval_temperature", 0 <= self.eval_temperature <= 10, "between 0 and 10"),
+            ("eval_top_p", 0 < self.eval_top_p <= 1, "above 0 and at most 1"),
+        )
+        for name, is_ok, rule in rules:
+            if not is_ok:
+                raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)}")
+
+
+def scheduled_learning_rate(config: StageConfig, *, step: int) -> float:
+    """Rate of a step, counted from 0: linear warm-up, then constant or linear decay."""
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    if config.schedule == "constant":
+        return config.learning_rate * warmup
+    remaining = 1.0 - step / config.steps
+    return config.learning_rate * warmup * max(config.final_learning_rate_ratio, remaining)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed for one draw, from the run's seed and what the draw is for.
+
+    Counter-based: no generator has a state to save, and a resumed run draws what the uninterrupted one would have.
+    """
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

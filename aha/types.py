@@ -1,0 +1,168 @@
+"""The nouns that cross rooms, and the legend of shape suffixes.
+
+Shape suffixes name the axes of a tensor or nested list, in order:
+
+    P prompts · G completions per prompt · B sequences in a batch · T positions · S cached key positions ·
+    D model width · F feed-forward width · H query heads · K key/value heads · C width per head · V vocabulary ·
+    L layers · N rows after flattening (say what of, where it is made)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from aha.errors import RequestError
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended, in the OpenAI API's words (plus "abort")."""
+
+    STOP = "stop"
+    """The model ended it: an end-of-sequence token or a stop string."""
+    LENGTH = "length"
+    """The token budget ended it: it is truncated."""
+    ABORT = "abort"
+    """The caller withdrew the request."""
+
+
+class Outcome(StrEnum):
+    """What became of a verification. Only SCORED and PARSE_FAILURE carry a reward that may train."""
+
+    SCORED = "scored"
+    PARSE_FAILURE = "parse_failure"
+    """No answer could be read from the completion: reward 0."""
+    ERROR = "error"
+    """The verifier itself failed: the completion is masked out and counted, never scored 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    reasoning_content: str | None = None
+    """The thinking of an assistant turn, without its tags."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One verifiable question."""
+
+    problem_id: str
+    """Stable across runs and machines; equal problems have equal ids."""
+    prompt: str
+    """The text of the user's turn."""
+    answer: str
+    """A correct answer as text, for people to read; the verifier decides with `data`."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What the task's verifier needs: plain JSON values."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How completions are drawn.
+
+    `temperature` 0 takes the most probable token. `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+    """
+
+    num_samples: int = 1
+    """Completions per prompt (G)."""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_tokens: int = 256
+    """Most tokens of one completion, its end-of-sequence token included."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; the string itself is cut from the text."""
+    seed: int | None = None
+    """With a seed, a completion depends on (seed, index of the sample, prompt) alone. None draws a fresh one."""
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.num_samples >= 1, "num_samples", "at least 1", self.num_samples),
+            (0.0 <= self.temperature <= 10.0, "temperature", "between 0 and 10", self.temperature),
+            (self.top_k >= 0, "top_k", "0 (off) or more", self.top_k),
+            (0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1", self.top_p),
+            (0.0 <= self.min_p < 1.0, "min_p", "at least 0 and below 1", self.min_p),
+            (self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens),
+        )
+        for is_ok, name, rule, value in checks:
+            if not is_ok:
+                raise RequestError(f"{name} must be {rule}, got {value!r}", param=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer: the tokens as drawn, and the text that the chat format read from them."""
+
+    token_ids: tuple[int, ...]
+    """Sampled tokens, the end-of-sequence token included when the model emitted it."""
+    logprobs: tuple[float, ...]
+    """Natural log-probability of each token under the distribution it was drawn from (temperature applied)."""
+    finish_reason: FinishReason
+    text: str = ""
+    """Everything decoded, special tokens left out except the thinking tags."""
+    reasoning: str = ""
+    """What stands before the end of thinking, without tags."""
+    answer: str = ""
+    """What stands after the thinking; empty when the thinking never ended."""
+    weight_version: int = 0
+    """`weight_version` of the model that drew it."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a verifier says about a completion."""
+
+    reward: float
+    """What trains, in reward units; 1 is right, 0 is nothing."""
+    is_correct: bool
+    """What pass@1 counts."""
+    note: str = ""
+    """Why, in a few words, for samples.jsonl and the report."""
+    outcome: Outcome = Outcome.SCORED
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion of one prompt, scored."""
+
+    completion: Completion
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """All G completions of one occurrence of a prompt: the unit an advantage is computed in."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether every rollout that may train has the same reward, so that no advantage differs from 0."""
+        rewards = {r.score.reward for r in self.rollouts if r.score.outcome is not Outcome.ERROR}
+        return len(rewards) < 2
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request, by class."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """Reasoning included."""
+    cached_tokens: int = 0
+    """Prompt tokens that were served from a cache; part of `prompt_tokens`."""
+    reasoning_tokens: int = 0
+    """Part of `completion_tokens`."""

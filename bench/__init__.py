@@ -1,0 +1,1 @@
+"""How fast aha is beside its peers, measured side by side in one run on this machine: `make bench`."""

@@ -1,0 +1,119 @@
+"""The gradient of a step depends on its rollouts alone: not on micro-batches, their order, or packing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from aha.models import Transformer
+from aha.train import grpo, sft
+from aha.train.batches import TrainingSequence
+from aha.train.grpo import GRPOConfig
+
+MakeModel = Callable[..., Transformer]
+Gradients = dict[str, Tensor]
+
+
+def rollouts(*, num_groups: int = 4, group_size: int = 5) -> list[TrainingSequence]:
+    """Groups that share prompts, prompts that share beginnings, odd lengths, off-policy log-probabilities."""
+    rng = random.Random(0)
+    sequences = []
+    for _ in range(num_groups):
+        prompt = (1, 20, *(rng.randrange(300) for _ in range(rng.randrange(1, 9))))
+        for _ in range(group_size):
+            completion = tuple(rng.randrange(300) for _ in range(rng.randrange(1, 14)))
+            old = tuple(rng.uniform(-8.0, -5.0) for _ in completion)
+            sequences.append(TrainingSequence(prompt, completion, rng.uniform(-2.0, 2.0), old))
+    return sequences
+
+
+def gradients(model: Transformer) -> Gradients:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    assert len(found) == len(list(model.parameters()))
+    return found
+
+
+def assert_equal(ours: Gradients, theirs: Gradients) -> None:
+    for name in theirs:
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"updates_per_step": 2}, {"kl_coef": 0.1}, {"kl_coef": 0.1, "kl_estimator": "k2"}]
+)
+def test_grpo_gradient_does_not_depend_on_micro_batches_or_order(
+    make_model: MakeModel, settings: dict[str, object]
+) -> None:
+    model = make_model()
+    reference = make_model(seed=1).requires_grad_(False) if "kl_coef" in settings else None
+    sequences = rollouts()
+
+    def gradient_of(sequences: Sequence[TrainingSequence], max_tokens: int) -> tuple[Gradients, dict[str, float]]:
+        config = GRPOConfig(task="countdown", micro_batch_tokens=max_tokens, **settings)  # type: ignore[arg-type]
+        metrics = grpo.accumulate_gradients(model, sequences, config=config, reference=reference)
+        return gradients(model), metrics
+
+    whole, metrics = gradient_of(sequences, 100_000)
+    assert any(gradient.abs().max() > 1e-3 for gradient in whole.values())
+    shuffled = random.Random(1).sample(sequences, k=len(sequences))
+    for order, max_tokens in ((sequences, 40), (sequences, 1), (shuffled, 100_000), (shuffled, 33)):
+        found, found_metrics = gradient_of(order, max_tokens)
+        assert_equal(found, whole)
+        assert found_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+
+
+def test_grpo_gradient_equals_the_slow_formula(make_model: MakeModel) -> None:
+    """One sequence at a time through the plain forward pass: mean over all tokens of -advantage * ratio."""
+    model = make_model()
+    sequences = rollouts()
+    num_tokens = sum(len(s.completion_ids) for s in sequences)
+    for s in sequences:
+        token_ids = torch.tensor([[*s.prompt_ids, *s.completion_ids]])
+        logprobs = model(token_ids)[0, len(s.prompt_ids) - 1 : -1].log_softmax(dim=-1)
+        chosen = logprobs.gather(1, torch.tensor(s.completion_ids)[:, None]).squeeze(1)
+        (-s.advantage * (chosen - chosen.detach()).exp().sum() / num_tokens).backward()
+    slow = gradients(model)
+    grpo.accumulate_gradients(model, sequences, config=GRPOConfig(task="countdown", micro_batch_tokens=64))
+    assert_equal(gradients(model), slow)
+
+
+def test_sft_gradient_does_not_depend_on_micro_batches(make_model: MakeModel) -> None:
+    model = make_model()
+    sequences = [TrainingSequence(s.prompt_ids, s.completion_ids) for s in rollouts()]
+    loss = sft.accumulate_gradients(model, sequences, micro_batch_tokens=100_000)
+    whole = gradients(model)
+    for max_tokens in (1, 30):
+        assert sft.accumulate_gradients(model, sequences, micro_batch_tokens=max_tokens) == pytest.approx(
+            loss, rel=1e-5
+        )
+        assert_equal(gradients(model), whole)
+
+
+def test_first_update_has_ratio_one_whatever_the_sampler_said(make_model: MakeModel) -> None:
+    model = make_model()
+    off_policy = GRPOConfig(task="countdown", updates_per_step=2, micro_batch_tokens=50)
+    sequences = grpo.with_old_logprobs(model, rollouts(), off_policy)
+    metrics = grpo.accumulate_gradients(model, sequences, config=off_policy)
+    ours = gradients(model)
+    assert metrics["clip_low_fraction"] == metrics["clip_high_fraction"] == 0.0
+    grpo.accumulate_gradients(model, rollouts(), config=GRPOConfig(task="countdown", micro_batch_tokens=50))
+    assert_equal(ours, gradients(model))
+
+
+def test_kl_to_itself_adds_nothing(make_model: MakeModel) -> None:
+    model = make_model()
+    reference = make_model().requires_grad_(False)
+    metrics = grpo.accumulate_gradients(
+        model, rollouts(), config=GRPOConfig(task="countdown", kl_coef=10.0), reference=reference
+    )
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-9)
+    with_kl = gradients(model)
+    grpo.accumulate_gradients(model, rollouts(), config=GRPOConfig(task="countdown"))
+    assert_equal(with_kl, gradients(model))
