@@ -22,7 +22,7 @@ from aha.types import Completion, FinishReason, Outcome, Problem, Score
 
 MAX_ANSWER_CHARS = 200  # a correct answer on four three-digit numbers has under 40
 TEST_SHARE_PERCENT = 10
-PATIENCE_LINES = (1, 1, 1, 1, 2, 2, 3, 4, 8)
+PATIENCE_LINES = (1, 1, 1, 1, 2, 2, 2, 12, 12)
 """How many lines the searches of the demonstrations go on for; see docs/LOG.md on the built-in base."""
 
 

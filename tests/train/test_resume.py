@@ -149,8 +149,9 @@ def test_run_killed_again_and_again_resumes_to_the_same_bits(make_runs: Any, nam
     whole = runs.whole()
     num_rows = len(logged(whole, "metrics.jsonl"))
     out = runs.folder / "killed"
-    process = runs.start(runs.recipe, "--out", out)
+    arguments: tuple[str | Path, ...] = (runs.recipe, "--out", out)
     for _ in range(6):
+        process = runs.start(*arguments)
         # Row 0 is before the first evaluation is done, the last one while the report is written.
         runs.stop(
             process, out, with_signal=signal.SIGKILL, rows=random.randrange(num_rows + 1), delay=random.uniform(0, 0.3)
@@ -158,9 +159,7 @@ def test_run_killed_again_and_again_resumes_to_the_same_bits(make_runs: Any, nam
         process.communicate()
         if not (out / "run.json").exists() or json.loads((out / "run.json").read_text())["status"] == "finished":
             break
-        process = runs.start(out, "--resume")
-    process.kill()
-    process.communicate()
+        arguments = (out, "--resume")
     if not (out / "run.json").exists():
         assert runs.start(runs.recipe, "--out", runs.folder / "anew").wait(timeout=300) == 0
         out = runs.folder / "anew"
