@@ -186,7 +186,8 @@ class Job:
             "phases": [dataclasses.asdict(phase) for phase in self.phases.values()],
             **state,
         }
-        self.run.save_checkpoint(self.model, optimizer, step=self.steps_before + steps_done, state=saved)
+        number = self.steps_before + steps_done
+        self.run.save_checkpoint(self.model, optimizer, step=number, state=saved, chat=self.chat)
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from aha.chat import ChatFormat
 from aha.errors import DataError, ModelError
 from aha.models import Transformer
 from aha.train.optimizer import Optimizer
@@ -71,8 +72,19 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
-    def save_checkpoint(self, model: Transformer, optimizer: Optimizer, *, step: int, state: dict[str, Any]) -> Path:
+    def save_checkpoint(
+        self,
+        model: Transformer,
+        optimizer: Optimizer,
+        *,
+        step: int,
+        state: dict[str, Any],
+        chat: ChatFormat | None = None,
+    ) -> Path:
         """Write checkpoints/step_N, complete or not at all, and drop all but the last two.
+
+        Args:
+            chat: saved beside the weights, so that the checkpoint is a model that can be talked to; None leaves it out.
 
         Raises:
             AhaError: the disk or the permissions refuse it; the checkpoints before it are left as they were.
@@ -86,6 +98,8 @@ class Run:
             with _writing(final):
                 temporary.mkdir(parents=True)
                 model.save(temporary)
+                if chat is not None:
+                    chat.save(temporary)
                 tensors = {name: tensor.detach().contiguous() for name, tensor in optimizer.state_tensors().items()}
                 save_file(tensors, temporary / "optimizer.safetensors")
                 (temporary / "state.json").write_text(json.dumps(content), encoding="utf-8")

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from aha import hub
+from aha.chat import ChatFormat
 from aha.cost.ledger import Ledger
 from aha.errors import DataError
 from aha.models import load_model
 from aha.train import train
 from aha.train.job import Interrupted, Job
 from aha.train.source import read_run
+from aha.types import Message
 
 from .conftest import rows, status, stop_after_one_step, write_stages
 
@@ -54,6 +57,13 @@ def test_two_stages_run_through_and_leave_every_file(tmp_path: Path, base_folder
                       "training", "evaluation after"]  # fmt: skip
     with Ledger.open() as ledger:
         assert ledger.num_entries(run_id=str(folder)) == len(phases)
+
+
+def test_stopped_run_is_a_model_that_can_be_talked_to(tmp_path: Path, recipe: Path) -> None:
+    folder = hub.resolve(stop_after_one_step(recipe, overrides=[], out=tmp_path / "run"))
+    assert folder.parent.name == "checkpoints"
+    assert load_model(folder).config.vocab_size > 0
+    assert ChatFormat.load(folder).render([Message("user", "question")])
 
 
 def test_resolved_recipe_trains_the_same_model_again(tmp_path: Path, recipe: Path) -> None:
