@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aha.models import ModelConfig, PackedAttention
 
-LENGTH_QUANTUM = 64
-"""Capacities are multiples of this many positions, so that growing is rare."""
+LENGTH_QUANTUM = 32
+"""Capacities are multiples of this many positions. Small, since attention computes a row's whole capacity."""
+
+
+class LayerViews(NamedTuple):
+    """What attention reads and writes of one layer: views of the same numbers."""
+
+    keys_NCS: Tensor
+    """N = B*K: of the live rows, dense but for the exchange of the last two axes."""
+    values_NSC: Tensor
+    key_cells: Tensor
+    """(cells, C), one cell for each row, key head and position of the whole layer."""
+    value_cells: Tensor
 
 
 class KeyValueCache:
     """One row per running completion; a row's token at position p lies at column p.
 
     Rows 0 to B-1 are live: rows that retire are overwritten by the last ones, so every product runs over a dense block.
+    A block stays dense by reaching over all columns, used or not: oneDNN copies any other before it multiplies, which
+    takes longer than the product. So columns grow by one quantum at a time, and as fresh tensors.
 
     Args:
         config: shape of the model.
@@ -27,16 +41,20 @@ class KeyValueCache:
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         self._config = config
-        self._flat = torch.zeros(0, dtype=dtype, device=device)
-        self._data = self._view(self._flat, num_rows=0, num_columns=0)
+        self._layers: list[Tensor] = []
+        """Keys and values of each layer: (2, B, K, S, C)."""
+        self._views: list[LayerViews] = []
+        self._num_viewed_rows = 0
+        self._zeros = torch.zeros((), dtype=dtype, device=device)
+        self.reset(0, num_columns=0)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._data.dtype
+        return self._zeros.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._data.device
+        return self._zeros.device
 
     @property
     def num_kv_heads(self) -> int:
@@ -45,58 +63,48 @@ class KeyValueCache:
     @property
     def num_rows(self) -> int:
         """Rows there is room for."""
-        return self._data.shape[2]
+        return self._layers[0].shape[1]
 
     @property
     def num_columns(self) -> int:
         """Positions there is room for in each row."""
-        return self._data.shape[4]
+        return self._layers[0].shape[3]
 
     def reset(self, num_rows: int, *, num_columns: int) -> None:
-        """Forget everything and take exactly this shape, in the memory there is if it suffices.
+        """Forget everything and make room for this many rows and positions.
 
         The shape decides which kernels run, so a run that repeats another must start from the same one.
         """
-        self._data = self._data[:, :, :0]
-        size = self._size(num_rows, num_columns)
-        if size > len(self._flat):
+        shape = self._shape(num_rows, num_columns)
+        if not self._layers or self._layers[0].shape != shape:
+            self._views.clear()
+            self._layers.clear()  # free the old ones before asking for new ones
             # Zeros, not empty: a masked key still multiplies its value by 0, and 0 x NaN is NaN.
-            self._flat = self._flat.new_zeros(0)  # free the old block before asking for the new one
-            self._flat = self._flat.new_zeros(size)
-        self._data = self._view(self._flat, num_rows=num_rows, num_columns=num_columns)
+            self._layers.extend(self._zeros.new_zeros(shape) for _ in range(self._config.num_layers))
 
     def reserve(self, num_rows: int, *, num_columns: int) -> None:
-        """Make room for this many rows and positions; what is cached stays."""
-        if num_rows <= self.num_rows and num_columns <= self.num_columns:
+        """Make room for this many rows and positions; what is cached there stays.
+
+        Columns shrink too, once they are more than twice what is asked for: else one long row, when it has gone, would
+        go on to slow all others.
+        """
+        _, rows, _, columns, _ = shape = self._shape(max(num_rows, self.num_rows), num_columns)
+        if rows == self.num_rows and columns <= self.num_columns <= 2 * columns:
             return
-        if num_columns > self.num_columns:
-            wanted = max(num_columns, self.num_columns * 3 // 2)
-            num_columns = -(-wanted // LENGTH_QUANTUM) * LENGTH_QUANTUM
-        num_rows, num_columns = max(num_rows, self.num_rows), max(num_columns, self.num_columns)
-        old = self._data
-        self._flat = self._flat.new_zeros(self._size(num_rows, num_columns))
-        self._data = self._view(self._flat, num_rows=num_rows, num_columns=num_columns)
-        self._data[:, :, : old.shape[2], :, : old.shape[4]] = old
+        self._views.clear()
+        kept = min(columns, self.num_columns)
+        for index, old in enumerate(self._layers):  # one after the other: at no time are there two caches
+            self._layers[index] = self._zeros.new_zeros(shape)
+            self._layers[index][:, : old.shape[1], :, :kept] = old[:, :, :, :kept]
 
-    def _size(self, num_rows: int, num_columns: int) -> int:
-        config = self._config
-        return 2 * config.num_layers * num_rows * config.num_kv_heads * num_columns * config.head_dim
-
-    def _view(self, flat: Tensor, *, num_rows: int, num_columns: int) -> Tensor:
-        """Keys and values of all layers: (2, L, B, K, S, C)."""
-        config = self._config
-        shape = (2, config.num_layers, num_rows, config.num_kv_heads, num_columns, config.head_dim)
-        return flat[: self._size(num_rows, num_columns)].view(shape)
+    def _shape(self, num_rows: int, num_columns: int) -> tuple[int, int, int, int, int]:
+        rounded = -(-num_columns // LENGTH_QUANTUM) * LENGTH_QUANTUM
+        return (2, num_rows, self._config.num_kv_heads, rounded, self._config.head_dim)
 
     def move(self, sources: Tensor, *, targets: Tensor, num_columns: int) -> None:
         """Copy the first columns of rows onto other rows."""
-        self._data[:, :, targets, :, :num_columns] = self._data[:, :, sources, :, :num_columns]
-
-    def write(self, layer: int, keys_MC: Tensor, values_MC: Tensor, *, slots_M: Tensor) -> None:
-        """Store M key and value vectors (one per token and head) at flat indices into the layer's (B, K, S)."""
-        keys, values = self._data[0, layer], self._data[1, layer]
-        keys.view(-1, keys.shape[-1]).index_copy_(0, slots_M, keys_MC)
-        values.view(-1, values.shape[-1]).index_copy_(0, slots_M, values_MC)
+        for layer in self._layers:
+            layer[:, targets, :, :num_columns] = layer[:, sources, :, :num_columns]
 
     def slots(self, rows_N: Tensor, *, columns_N: Tensor) -> Tensor:
         """Flat indices (N*K,) of the cells that token N of a row and column takes in each layer."""
@@ -105,10 +113,17 @@ class KeyValueCache:
             -1
         )
 
-    def layer(self, index: int, *, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
-        """Views (B*K, S, C) of the first rows' keys and values."""
-        keys, values = self._data[:, index, :num_rows, :, :num_columns].flatten(1, 2).unbind(0)
-        return keys, values
+    def views(self, num_rows: int) -> Sequence[LayerViews]:
+        """Views for each layer, of the first rows. Made once for many steps: a view costs as much as a small product."""
+        if not self._views or self._num_viewed_rows != num_rows:
+            blocks = [layer[:, :num_rows].flatten(1, 2) for layer in self._layers]
+            cells = [layer.view(2, -1, self._config.head_dim) for layer in self._layers]
+            self._views = [
+                LayerViews(block[0].transpose(1, 2), block[1], cell[0], cell[1])
+                for block, cell in zip(blocks, cells, strict=True)
+            ]
+            self._num_viewed_rows = num_rows
+        return self._views
 
 
 class PrefillAttention:
@@ -121,7 +136,7 @@ class PrefillAttention:
     """
 
     def __init__(self, cache: KeyValueCache, *, lengths: Sequence[int], rows: Sequence[Sequence[int]]) -> None:
-        self._cache = cache
+        self._views = cache.views(0)
         self._inner = PackedAttention(lengths)
         sources, target_rows, columns = [], [], []
         start = 0
@@ -136,8 +151,9 @@ class PrefillAttention:
         self._slots = cache.slots(torch.cat(target_rows).to(device), columns_N=torch.cat(columns).to(device))
 
     def __call__(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
-        keys, values = k_NKC[self._sources_N].flatten(0, 1), v_NKC[self._sources_N].flatten(0, 1)
-        self._cache.write(layer, keys, values, slots_M=self._slots)
+        views = self._views[layer]
+        views.key_cells.index_copy_(0, self._slots, k_NKC[self._sources_N].flatten(0, 1))
+        views.value_cells.index_copy_(0, self._slots, v_NKC[self._sources_N].flatten(0, 1))
         return self._inner(layer, q_NHC, k_NKC, v_NKC)
 
 
@@ -153,22 +169,21 @@ class DecodeAttention:
     """
 
     def __init__(self, cache: KeyValueCache, *, lengths_B: Tensor) -> None:
-        self._cache = cache
-        self._num_rows = len(lengths_B)
-        self._num_columns = int(lengths_B.max()) + 1
-        self._slots = cache.slots(torch.arange(self._num_rows, device=lengths_B.device), columns_N=lengths_B)
+        self._views = cache.views(len(lengths_B))
+        self._slots = cache.slots(torch.arange(len(lengths_B), device=lengths_B.device), columns_N=lengths_B)
         # A row of -inf behind each row's length, for every key head: the products start from it.
-        columns_1S = torch.arange(self._num_columns, device=cache.device).unsqueeze(0)
-        bias_BS = torch.zeros(self._num_rows, self._num_columns, dtype=cache.dtype, device=cache.device)
+        columns_1S = torch.arange(cache.num_columns, device=cache.device).unsqueeze(0)
+        bias_BS = torch.zeros(len(lengths_B), cache.num_columns, dtype=cache.dtype, device=cache.device)
         bias_BS.masked_fill_(columns_1S > lengths_B.unsqueeze(1), -math.inf)
         self._bias_N1S = bias_BS.repeat_interleave(cache.num_kv_heads, dim=0).unsqueeze(1)  # N = B*K
 
     def __call__(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
         num_rows, num_heads, head_dim = q_NHC.shape
         num_kv_heads = k_NKC.shape[1]
-        self._cache.write(layer, k_NKC.flatten(0, 1), v_NKC.flatten(0, 1), slots_M=self._slots)
-        keys, values = self._cache.layer(layer, num_rows=num_rows, num_columns=self._num_columns)
+        views = self._views[layer]
+        views.key_cells.index_copy_(0, self._slots, k_NKC.flatten(0, 1))
+        views.value_cells.index_copy_(0, self._slots, v_NKC.flatten(0, 1))
         # Query heads that share a key head are the rows of one small product: nothing is repeated.
         queries = q_NHC.reshape(num_rows * num_kv_heads, num_heads // num_kv_heads, head_dim)
-        scores = torch.baddbmm(self._bias_N1S, queries, keys.transpose(1, 2), alpha=head_dim**-0.5)
-        return torch.bmm(scores.softmax(dim=-1), values).view(num_rows, num_heads, head_dim)
+        scores = torch.baddbmm(self._bias_N1S, queries, views.keys_NCS, alpha=head_dim**-0.5)
+        return torch.bmm(scores.softmax(dim=-1), views.values_NSC).view(num_rows, num_heads, head_dim)

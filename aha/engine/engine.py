@@ -252,7 +252,7 @@ class Engine:
         num_rows = min(sum(request.num_waiting for request in requests), self.max_batch_size)
         longest = max((request.max_length for request in requests), default=1)
         num_rows = max(1, min(num_rows, self.max_cached_tokens // longest))
-        self._cache.reset(num_rows, num_columns=longest)
+        self._cache.reset(num_rows, num_columns=max((len(r.prompt_ids) + 1 for r in requests), default=1))
 
     def _admit(self) -> list[tuple[Request, int]]:
         """Take requests from the queue, in order, each with how many of its samples enter now."""
@@ -284,7 +284,7 @@ class Engine:
         groups: list[list[int]] = []
         for request, count in admitted:
             groups.append(self._rows.add(request, count=count))
-        self._cache.reserve(self._rows.num_live, num_columns=max(lengths) + 1)
+        self._cache.reserve(self._rows.num_live, num_columns=self._rows.longest + 1)
         device = self.model.device
         hidden_ND = self.model.hidden_states(
             torch.tensor([t for request, _ in admitted for t in request.prompt_ids], device=device),

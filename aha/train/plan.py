@@ -18,7 +18,7 @@ from aha.train.logprobs import CHUNK_ELEMENTS
 from aha.train.machines import GIB, GPUS, Machine
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-CACHE_QUANTUM = 64
+CACHE_QUANTUM = 32
 """Positions that a cache's capacity is a multiple of (aha.engine.cache)."""
 
 
@@ -224,12 +224,10 @@ def prefill_bytes(config: ModelConfig, *, run: RunShape) -> int:
 
 
 def cache_bytes(config: ModelConfig, *, run: RunShape) -> int:
-    """The cache as it grows for the last time: the new one, and the old one that is copied into it."""
-    columns, old = _round_up(run.prompt_tokens + 1), 0
-    while columns < run.longest_sequence:
-        old, columns = columns, _round_up(columns * 3 // 2)
-    per_position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * _BYTES[run.dtype]
-    return _num_rows(run) * (columns + old) * per_position
+    """The cache at its longest, and the old tensors of the one layer that is growing."""
+    columns = _round_up(run.longest_sequence)
+    per_position = 2 * config.num_kv_heads * config.head_dim * _BYTES[run.dtype]
+    return _num_rows(run) * columns * per_position * (config.num_layers + 1)
 
 
 def _round_up(columns: int) -> int:

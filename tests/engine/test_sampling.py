@@ -52,6 +52,27 @@ def test_uniforms_fill_the_unit_interval_and_streams_differ() -> None:
     assert float(correlations.abs().max()) < 0.03
 
 
+@pytest.mark.parametrize("num_tokens", [49_152, 1_363, 640])
+def test_search_finds_the_first_token_above_the_uniform(num_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(num_tokens)
+    logits_BV = 4 * torch.randn(200, num_tokens, generator=generator)
+    logits_BV[:, torch.randperm(num_tokens, generator=generator)[: num_tokens // 2]] = -torch.inf
+    uniforms_B = torch.rand(200, generator=generator)
+    uniforms_B[:3] = torch.tensor([0.0, 1.0 - 2.0**-24, 2.0**-24])
+    drawn = draw(logits_BV, uniforms_B=uniforms_B, sampling=row_sampling(200))
+    probs_BV = logits_BV.double().softmax(dim=-1)
+    chosen_B1 = drawn.token_ids_B.unsqueeze(1)
+    assert bool((probs_BV.gather(1, chosen_B1) > 0).all())
+    torch.testing.assert_close(
+        drawn.logprobs_B.double(), probs_BV.gather(1, chosen_B1).log().squeeze(1), atol=1e-5, rtol=0
+    )
+    # The uniform lies where the token does in the exact distribution, but for float32's rounding.
+    end_B1 = probs_BV.cumsum(dim=-1).gather(1, chosen_B1)
+    start_B1 = end_B1 - probs_BV.gather(1, chosen_B1)
+    assert bool((start_B1.squeeze(1) < uniforms_B + 1e-5).all())
+    assert bool((uniforms_B < end_B1.squeeze(1) + 1e-5).all())
+
+
 def test_frequencies_match_the_softmax() -> None:
     num_draws, temperature = 40_000, 0.6
     logits_V = torch.randn(13, generator=torch.Generator().manual_seed(0))
