@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aha import hub
 from aha.chat import ChatFormat
-from aha.engine import Engine
+from aha.engine import Engine, Quantize
 from aha.models import Transformer, load_model
 from aha.streaming import Delta
 from aha.train.console import printable
@@ -28,16 +28,21 @@ class OpenModel:
     engine: Engine
 
 
-def open_model(name: str, *, device: str = "auto") -> OpenModel:
+def open_model(name: str, *, device: str = "auto", quantize: Quantize = "none") -> OpenModel:
     """Load what MODEL names: a folder, a run, a built-in or fetched model.
+
+    Args:
+        quantize: "int8" speeds up a conversation on a CPU, see `aha.engine.PackedWeights`.
 
     Raises:
         AhaError: no such model, or its files cannot be used.
     """
     folder = hub.resolve(name)
-    model = load_model(folder, device=device)
+    # Between 8-bit products float32 is the faster: bfloat16 would be converted there and back each time.
+    model = load_model(folder, dtype="float32" if quantize == "int8" else "auto", device=device)
     chat = ChatFormat.load(folder)
-    return OpenModel(folder, model, chat, Engine(model, decode=chat.decode, stop_token_ids=chat.stop_token_ids))
+    engine = Engine(model, decode=chat.decode, stop_token_ids=chat.stop_token_ids, quantize=quantize)
+    return OpenModel(folder, model, chat, engine)
 
 
 def stream_answer(opened: OpenModel, messages: Sequence[Message], *, sampling: SamplingParams) -> Iterator[Delta]:

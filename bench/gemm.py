@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aha.engine.packing import can_pack, can_pack_float16
+from aha.engine.packing import PackedWeights, can_pack, can_pack_int8
 from aha.models import ModelConfig, read_config
 from bench.child import Job, Measurement, timed
 
@@ -25,7 +24,7 @@ def measure_products(job: Job) -> Measurement:
     Every layer has weights of its own, so that they come from memory as in a real pass and not from a warm cache.
 
     Args:
-        job: folder, dtype ("float32", "bfloat16", or "float16" for products with float16 weights), num_rows,
+        job: folder, dtype ("float32", "bfloat16", or "int8" for the engine's products of 8-bit integers), num_rows,
             repetitions, has_head (whether the vocabulary's product is part of the pass).
     """
     config = read_config(job["folder"])
@@ -54,8 +53,8 @@ def _weights(config: ModelConfig, *, has_head: bool) -> Iterator[Tensor]:
 
 def _kernels(dtype: str) -> dict[str, Callable[[Tensor], Product]]:
     """Ways to multiply by a float32 matrix in this dtype: name -> (weight -> product)."""
-    if dtype == "float16":
-        return {"fbgemm float16": _float16_product} if can_pack_float16("cpu") else {}
+    if dtype == "int8":
+        return {"fbgemm int8": _int8_product} if can_pack_int8("cpu") else {}
     torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     kernels: dict[str, Callable[[Tensor], Product]] = {"plain": lambda weight: _plain_product(weight.to(torch_dtype))}
     if can_pack(torch_dtype, "cpu"):
@@ -72,9 +71,9 @@ def _packed_product(weight: Tensor) -> Product:
     return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), packed, None, "none", [], "")
 
 
-def _float16_product(weight: Tensor) -> Product:
-    packed: Any = torch.ops.quantized.linear_prepack_fp16(weight, None)
-    return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, packed)
+def _int8_product(weight: Tensor) -> Product:
+    linear = PackedWeights(quantize="int8")
+    return lambda x: linear(x, weight, None)
 
 
 @torch.inference_mode()

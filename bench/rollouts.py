@@ -125,8 +125,8 @@ def _contestants(options: RolloutOptions, prompts: list[list[int]]) -> list[Cont
     settings = {"dtype": "auto", "quantize": "none", "threads": cores}
     sides = [Contestant(name="aha", settings=settings, measure=ours)]
     if len(prompts) == 1:
-        quantized = {**settings, "quantize": "float16"}
-        sides.append(Contestant(name="aha, float16 weights", settings=quantized, measure=ours))
+        quantized = {**settings, "dtype": "float32", "quantize": "int8"}
+        sides.append(Contestant(name="aha, int8 weights", settings=quantized, measure=ours))
     transformers = Contestant(
         name="transformers generate",
         settings={"dtype": "float32", "cache": "dynamic", "threads": cores},
@@ -226,7 +226,7 @@ def _ceiling(settings: Settings, options: RolloutOptions, *, num_sequences: int)
     """Tokens a second if sampling were matrix products alone; None for a side that multiplies in other formats."""
     if "dtype" not in settings:
         return None
-    dtype = "float16" if settings.get("quantize") == "float16" else settings["dtype"]
+    dtype = "int8" if settings.get("quantize") == "int8" else settings["dtype"]
     job = {"folder": str(options.folder), "dtype": dtype, "num_rows": num_sequences, "repetitions": 10}
     try:
         found = run_child(

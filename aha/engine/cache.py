@@ -114,7 +114,7 @@ class KeyValueCache:
         )
 
     def views(self, num_rows: int) -> Sequence[LayerViews]:
-        """Views for each layer, of the first rows. Made once for many steps: a view costs as much as a small product."""
+        """Views for each layer, of the first rows. Made once for many steps: views are slow."""
         if not self._views or self._num_viewed_rows != num_rows:
             blocks = [layer[:, :num_rows].flatten(1, 2) for layer in self._layers]
             cells = [layer.view(2, -1, self._config.head_dim) for layer in self._layers]
