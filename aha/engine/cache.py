@@ -31,7 +31,8 @@ class KeyValueCache:
 
     Rows 0 to B-1 are live: rows that retire are overwritten by the last ones, so every product runs over a dense block.
     A block stays dense by reaching over all columns, used or not: oneDNN copies any other before it multiplies, which
-    takes longer than the product. So columns grow by one quantum at a time, and as fresh tensors.
+    takes longer than the product. So columns grow by one quantum at a time, each layer into the memory that the layer
+    before it has left: fresh memory of this size costs more than the copy.
 
     Args:
         config: shape of the model.
@@ -42,19 +43,21 @@ class KeyValueCache:
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         self._config = config
         self._layers: list[Tensor] = []
-        """Keys and values of each layer: (2, B, K, S, C)."""
+        """Keys and values of each layer: (2, B, K, S, C), views of `_blocks`."""
+        # Zeros, not empty: a masked key still multiplies its value by 0, and 0 x NaN is NaN.
+        self._blocks = [torch.zeros(0, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self._spare = torch.zeros(0, dtype=dtype, device=device)
         self._views: list[LayerViews] = []
         self._num_viewed_rows = 0
-        self._zeros = torch.zeros((), dtype=dtype, device=device)
         self.reset(0, num_columns=0)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._zeros.dtype
+        return self._spare.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._zeros.device
+        return self._spare.device
 
     @property
     def num_kv_heads(self) -> int:
@@ -76,11 +79,11 @@ class KeyValueCache:
         The shape decides which kernels run, so a run that repeats another must start from the same one.
         """
         shape = self._shape(num_rows, num_columns)
-        if not self._layers or self._layers[0].shape != shape:
-            self._views.clear()
-            self._layers.clear()  # free the old ones before asking for new ones
-            # Zeros, not empty: a masked key still multiplies its value by 0, and 0 x NaN is NaN.
-            self._layers.extend(self._zeros.new_zeros(shape) for _ in range(self._config.num_layers))
+        self._views.clear()
+        self._layers.clear()
+        for index, block in enumerate(self._blocks):
+            self._blocks[index] = _at_least(block, num_elements=math.prod(shape))
+            self._layers.append(_shaped(self._blocks[index], shape))
 
     def reserve(self, num_rows: int, *, num_columns: int) -> None:
         """Make room for this many rows and positions; what is cached there stays.
@@ -93,9 +96,11 @@ class KeyValueCache:
             return
         self._views.clear()
         kept = min(columns, self.num_columns)
-        for index, old in enumerate(self._layers):  # one after the other: at no time are there two caches
-            self._layers[index] = self._zeros.new_zeros(shape)
+        for index, old in enumerate(self._layers):
+            self._spare = _at_least(self._spare, num_elements=math.prod(shape))
+            self._layers[index] = _shaped(self._spare, shape)
             self._layers[index][:, : old.shape[1], :, :kept] = old[:, :, :, :kept]
+            self._blocks[index], self._spare = self._spare, self._blocks[index]
 
     def _shape(self, num_rows: int, num_columns: int) -> tuple[int, int, int, int, int]:
         rounded = -(-num_columns // LENGTH_QUANTUM) * LENGTH_QUANTUM
@@ -124,6 +129,15 @@ class KeyValueCache:
             ]
             self._num_viewed_rows = num_rows
         return self._views
+
+
+def _at_least(block: Tensor, *, num_elements: int) -> Tensor:
+    """The block if it is large enough, else a new one; nobody needs what the old one holds."""
+    return block if block.numel() >= num_elements else block.new_zeros(num_elements)
+
+
+def _shaped(block: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return block[: math.prod(shape)].view(shape)
 
 
 class PrefillAttention:

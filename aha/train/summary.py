@@ -98,7 +98,8 @@ def _bill_lines(bill: Bill) -> list[tuple[str, str]]:
 
 
 def _next_commands(folder: Path) -> tuple[NextCommand, ...]:
-    prompt = next((row["prompt"] for row in _rows(folder / "eval" / "after.jsonl")), "")
+    asked = _rows(folder / "eval" / "after.jsonl") or _rows(folder / "samples.jsonl")
+    prompt = asked[0]["prompt"] if asked else ""
     shown = "3 7 8 > 24" if " > " in prompt else prompt.splitlines()[0][:60] if prompt else "hello"
     return (
         NextCommand(f'aha chat {folder} "{shown}"', "see it think"),

@@ -133,14 +133,15 @@ def test_completions_of_a_prompt_compute_it_once_when_a_micro_batch_holds_them()
 def test_cache_grows_as_the_engine_grows_it() -> None:
     assert CACHE_QUANTUM == LENGTH_QUANTUM
     cache = KeyValueCache(SMALL, dtype=torch.float32, device=torch.device("cpu"))
-    for num_columns in range(11, 401):
-        cache.reserve(6, num_columns=num_columns)
-    layers = [layer.nbytes for layer in cache._layers]
-    largest = sum(layers) + layers[0]  # the last growth keeps one layer twice for a moment
+    for _ in range(2):  # the second step of a run finds the memory of the first
+        cache.reset(6, num_columns=11)
+        for num_columns in range(11, 401):
+            cache.reserve(6, num_columns=num_columns)
+    largest = sum(block.nbytes for block in (*cache._blocks, cache._spare))
     run = changed(
         prompts_per_step=2, group_size=3, prompt_tokens=10, max_tokens=390, num_evaluations=0, dtype="float32"
     )
-    assert cache_bytes(SMALL, run=run) == largest
+    assert largest <= cache_bytes(SMALL, run=run) <= 1.02 * largest
 
 
 def test_rows_are_limited_by_batch_and_by_cached_positions() -> None:
