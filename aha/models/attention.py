@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 MAX_PADDED_RATIO = 1.25
 """Documents share a bucket while the longest is at most this much longer than the shortest."""
+
+MAX_PLAIN_LENGTH = 512
+"""Longest sequences on a CPU whose attention weights are kept: H x T numbers for each token and layer."""
 
 
 class PackedAttention:
@@ -41,7 +45,9 @@ class PackedAttention:
         for gather_BT in self._gathers:
             # index_select, not indexing: its backward adds in a fixed order, and resumed runs must be bit-identical.
             block = qkv.index_select(0, gather_BT.flatten().to(qkv.device)).unflatten(0, gather_BT.shape)
-            parts.append(_causal(*block.split((num_q, num_kv, num_kv), dim=2)).flatten(0, 1))
+            is_plain = qkv.device.type == "cpu" and gather_BT.shape[1] <= MAX_PLAIN_LENGTH
+            attend = _causal_by_products if is_plain else _causal
+            parts.append(attend(*block.split((num_q, num_kv, num_kv), dim=2)).flatten(0, 1))
         return torch.cat(parts).index_select(0, self._restore_N.to(q_NHC.device))
 
 
@@ -76,3 +82,23 @@ def _causal(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
     is_grouped = q_BHTC.shape[1] != k_BKTC.shape[1]
     attended_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=is_grouped)
     return attended_BHTC.transpose(1, 2)
+
+
+def _causal_by_products(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
+    """The same as two batched products and a softmax, which keeps all weights in memory.
+
+    On a CPU the fused kernel's backward pass takes four times as long as this one's (docs/LOG.md).
+    """
+    batch, length, num_heads, head_dim = q_BTHC.shape
+    num_kv = k_BTKC.shape[2]
+    group = num_heads // num_kv
+    # Query heads that share a key head stand below each other in one product: N = B*K, rows G*T.
+    q_NRC = (
+        q_BTHC.unflatten(2, (num_kv, group)).permute(0, 2, 3, 1, 4).reshape(batch * num_kv, group * length, head_dim)
+    )
+    k_NCT = k_BTKC.permute(0, 2, 3, 1).reshape(batch * num_kv, head_dim, length)
+    v_NTC = v_BTKC.transpose(1, 2).reshape(batch * num_kv, length, head_dim)
+    bias_TT = q_BTHC.new_full((length, length), -math.inf).triu_(1)
+    scores_NRT = torch.baddbmm(bias_TT.repeat(group, 1), q_NRC, k_NCT, alpha=head_dim**-0.5)
+    attended_NRC = torch.bmm(scores_NRT.softmax(dim=-1), v_NTC)
+    return attended_NRC.view(batch, num_kv, group, length, head_dim).permute(0, 3, 1, 2, 4).flatten(2, 3)

@@ -10,8 +10,12 @@ from torch import Tensor
 from aha.models import PackedAttention, Transformer
 from aha.train.batches import PackedBatch
 
-CHUNK_ELEMENTS = 1 << 23
-"""Logits held at a time: 2**23 floats are 32 MB, which stays within reach of a CPU's last-level cache."""
+CHUNK_ELEMENTS = 1 << 24
+"""Logits held at a time: 2**24 floats are 67 MB. With fewer, adding up the head's gradients takes longer than them."""
+
+_ROWS_ADDED = 1024
+_LOWEST = -1e30
+"""Stands for -inf where a product with 0 must be 0."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -45,38 +49,69 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         num_rows = len(hidden_MD)
         logprobs_M = torch.empty(num_rows, dtype=torch.float32, device=hidden_MD.device)
-        entropy_M, log_normaliser_M = torch.empty_like(logprobs_M), torch.empty_like(logprobs_M)
-        for rows in _row_chunks(num_rows, vocab_size=len(weight_VD)):
-            # fp32: a bf16 log-softmax is off by 1e-2, which biases the ratio of new to old policy.
-            logits = (hidden_MD[rows] @ weight_VD.T).float().mul_(scale)
-            log_normaliser = logits.logsumexp(dim=-1)
-            logprobs_M[rows] = logits.gather(1, targets_M[rows, None]).squeeze(1) - log_normaliser
-            probabilities = (logits - log_normaliser[:, None]).exp_()
-            entropy_M[rows] = log_normaliser - (probabilities * logits).sum(dim=-1)
-            log_normaliser_M[rows] = log_normaliser
-        ctx.save_for_backward(hidden_MD, weight_VD, targets_M, log_normaliser_M)
+        entropy_M = torch.empty_like(logprobs_M)
+        chunks = _Chunks(hidden_MD, weight_VD, scale=scale)
+        for rows in chunks.slices:
+            logits = chunks.logits(rows)
+            logprobs = torch.log_softmax(logits, dim=-1, out=chunks.scratch(rows))
+            logprobs_M[rows] = logprobs.gather(1, targets_M[rows, None]).squeeze(1)
+            log_normaliser = logits[:, 0] - logprobs[:, 0]
+            # Entropy is the normaliser minus the expected logit: a product of a row and a column, for which no
+            # third matrix is written. Clamped, since a token of probability 0 may have a logit of -inf.
+            expected = torch.bmm(logprobs.exp_()[:, None, :], logits.clamp_(min=_LOWEST)[:, :, None])
+            entropy_M[rows] = log_normaliser - expected.view(-1)
+        ctx.save_for_backward(hidden_MD, weight_VD, targets_M)
         ctx.scale = scale
         ctx.mark_non_differentiable(entropy_M)
         return logprobs_M, entropy_M
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_M = grad_outputs[0]
-        hidden_MD, weight_VD, targets_M, log_normaliser_M = ctx.saved_tensors
+        hidden_MD, weight_VD, targets_M = ctx.saved_tensors
+        grad_M = grad_outputs[0] * ctx.scale
         grad_hidden_MD = torch.empty_like(hidden_MD)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        for rows in _row_chunks(len(hidden_MD), vocab_size=len(weight_VD)):
-            logits = (hidden_MD[rows] @ weight_VD.T).float().mul_(ctx.scale)
-            # d logprob / d logit = one_hot - softmax, times the scale.
-            grad_logits = logits.sub_(log_normaliser_M[rows, None]).exp_().neg_()
-            grad_logits.scatter_add_(1, targets_M[rows, None], torch.ones_like(grad_logits[:, :1]))
-            grad_logits.mul_(grad_M[rows, None] * ctx.scale)
+        chunks = _Chunks(hidden_MD, weight_VD, scale=ctx.scale)
+        for rows in chunks.slices:
+            # d logprob / d logit = one_hot - softmax.
+            softmax = torch.softmax(chunks.logits(rows), dim=-1, out=chunks.scratch(rows))
+            grad_logits = softmax.mul_(-grad_M[rows, None])
+            grad_logits.scatter_add_(1, targets_M[rows, None], grad_M[rows, None])
             grad_logits = grad_logits.to(hidden_MD.dtype)
             grad_hidden_MD[rows] = grad_logits @ weight_VD
-            grad_weight_VD += grad_logits.T @ hidden_MD[rows]
+            _add_product(grad_weight_VD, grad_logits.T, hidden_MD[rows])
         return grad_hidden_MD, grad_weight_VD.to(weight_VD.dtype), None, None
 
 
-def _row_chunks(num_rows: int, *, vocab_size: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocab_size)
-    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, where total is float32 whatever the others are."""
+    if left.dtype == total.dtype:
+        torch.addmm(total, left, right, out=total)
+        return
+    product = left @ right
+    # In pieces, which stay in the processor's cache: adding all at once would write a float32 copy of it to memory.
+    for part, added in zip(total.split(_ROWS_ADDED), product.split(_ROWS_ADDED), strict=True):
+        part += added
+
+
+class _Chunks:
+    """Logits of some rows at a time, in memory that is taken once: fresh memory costs as much as a pass over it."""
+
+    def __init__(self, hidden_MD: Tensor, weight_VD: Tensor, *, scale: float) -> None:
+        self._hidden_MD = hidden_MD
+        self._weight_VD = weight_VD
+        self._scale = scale
+        num_rows, vocab_size = len(hidden_MD), len(weight_VD)
+        self._size = max(1, min(num_rows, CHUNK_ELEMENTS // vocab_size))
+        self._logits = torch.empty(self._size, vocab_size, dtype=torch.float32, device=hidden_MD.device)
+        self._scratch = torch.empty_like(self._logits)
+        self.slices = [slice(start, min(start + self._size, num_rows)) for start in range(0, num_rows, self._size)]
+
+    def logits(self, rows: slice) -> Tensor:
+        """Scaled, until the next call. float32: a bf16 log-softmax is off by 1e-2, which biases the ratio."""
+        logits = self._logits[: rows.stop - rows.start].copy_(self._hidden_MD[rows] @ self._weight_VD.T)
+        return logits if self._scale == 1.0 else logits.mul_(self._scale)
+
+    def scratch(self, rows: slice) -> Tensor:
+        """Room for as many numbers, until the next call."""
+        return self._scratch[: rows.stop - rows.start]

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from aha.errors import ConfigError
 from aha.models import ModelConfig, build_model
-from aha.models.attention import MAX_PADDED_RATIO
+from aha.models.attention import MAX_PADDED_RATIO, MAX_PLAIN_LENGTH
 from aha.train.logprobs import CHUNK_ELEMENTS
 from aha.train.machines import GIB, GPUS, Machine
 
@@ -174,7 +174,9 @@ def _memory(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[Memor
         MemoryItem(f"weights ({run.dtype})", size.total * num_bytes, "always"),
         MemoryItem("Adam moments (float32)", size.total * 8, "always"),
         MemoryItem("gradients (float32)", size.total * 4, "training"),
-        MemoryItem("activations of a micro-batch", activation_bytes(config, run=run), "training"),
+        MemoryItem(
+            "activations of a micro-batch", activation_bytes(config, run=run, is_cpu=machine.is_cpu), "training"
+        ),
         # float32 logits of a chunk, its probabilities and a product of both; the head's gradient in float32 and cast.
         MemoryItem("logits chunk and head's gradient", 12 * CHUNK_ELEMENTS + size.head * (4 + num_bytes), "training"),
     ]
@@ -193,14 +195,17 @@ def _memory(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[Memor
     return tuple(items)
 
 
-def activation_bytes(config: ModelConfig, *, run: RunShape) -> int:
+def activation_bytes(config: ModelConfig, *, run: RunShape, is_cpu: bool) -> int:
     """What autograd keeps of one micro-batch, in the order in which the layer computes it."""
     width, heads, kv_heads, head_dim = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
     qkv = (heads + 2 * kv_heads) * head_dim
     attended = heads * head_dim
+    # Short sequences on a CPU keep their attention weights, in place of what attention gives before its padding is cut.
+    is_plain = is_cpu and run.longest_sequence <= MAX_PLAIN_LENGTH
+    kept = heads * run.longest_sequence if is_plain else attended
     # Inputs of the two norms and of the products that follow them; q, k, v as attention sees them, padded at worst;
-    # attended twice, before and after the padding is cut; gate and up, silu(gate), their product.
-    per_layer = 4 * width + MAX_PADDED_RATIO * (qkv + attended) + attended + 4 * config.intermediate_size
+    # what attention keeps or gives; gate and up, silu(gate), their product.
+    per_layer = 4 * width + MAX_PADDED_RATIO * (qkv + kept) + attended + 4 * config.intermediate_size
     if config.has_qk_norm:
         per_layer += qkv + attended + kv_heads * head_dim  # q and k before their norms, and contiguous copies of them
     per_token = config.num_layers * per_layer + 3 * width + 2 * head_dim
