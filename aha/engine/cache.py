@@ -31,8 +31,8 @@ class KeyValueCache:
 
     Rows 0 to B-1 are live: rows that retire are overwritten by the last ones, so every product runs over a dense block.
     A block stays dense by reaching over all columns, used or not: oneDNN copies any other before it multiplies, which
-    takes longer than the product. So columns grow by one quantum at a time, each layer into the memory that the layer
-    before it has left: fresh memory of this size costs more than the copy.
+    takes longer than the product. So columns grow by one quantum at a time, and the memory of earlier requests is used
+    again, handed from layer to layer: fresh memory of this size costs more than the copy.
 
     Args:
         config: shape of the model.
@@ -44,7 +44,7 @@ class KeyValueCache:
         self._config = config
         self._layers: list[Tensor] = []
         """Keys and values of each layer: (2, B, K, S, C), views of `_blocks`."""
-        # Zeros, not empty: a masked key still multiplies its value by 0, and 0 x NaN is NaN.
+        # Zeros where nothing is cached, here and below: a masked value is still multiplied by 0, and 0 x NaN is NaN.
         self._blocks = [torch.zeros(0, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self._spare = torch.zeros(0, dtype=dtype, device=device)
         self._views: list[LayerViews] = []
@@ -83,7 +83,7 @@ class KeyValueCache:
         self._layers.clear()
         for index, block in enumerate(self._blocks):
             self._blocks[index] = _at_least(block, num_elements=math.prod(shape))
-            self._layers.append(_shaped(self._blocks[index], shape))
+            self._layers.append(_shaped(self._blocks[index], shape).zero_())
 
     def reserve(self, num_rows: int, *, num_columns: int) -> None:
         """Make room for this many rows and positions; what is cached there stays.
@@ -91,15 +91,20 @@ class KeyValueCache:
         Columns shrink too, once they are more than twice what is asked for: else one long row, when it has gone, would
         go on to slow all others.
         """
-        _, rows, _, columns, _ = shape = self._shape(max(num_rows, self.num_rows), num_columns)
-        if rows == self.num_rows and columns <= self.num_columns <= 2 * columns:
+        # Rows shrink with them, so that one long row after a crowd does not make the cache long for the crowd.
+        rows = self.num_rows if num_rows <= self.num_rows < 2 * num_rows else num_rows
+        shape = self._shape(rows, num_columns)
+        columns = shape[3]
+        if num_rows <= self.num_rows and columns <= self.num_columns <= 2 * columns:
             return
         self._views.clear()
-        kept = min(columns, self.num_columns)
+        kept_rows, kept = min(rows, self.num_rows), min(columns, self.num_columns)
         for index, old in enumerate(self._layers):
             self._spare = _at_least(self._spare, num_elements=math.prod(shape))
             self._layers[index] = _shaped(self._spare, shape)
-            self._layers[index][:, : old.shape[1], :, :kept] = old[:, :, :, :kept]
+            self._layers[index][:, :kept_rows, :, :kept] = old[:, :kept_rows, :, :kept]
+            self._layers[index][:, kept_rows:] = 0
+            self._layers[index][:, :kept_rows, :, kept:] = 0
             self._blocks[index], self._spare = self._spare, self._blocks[index]
 
     def _shape(self, num_rows: int, num_columns: int) -> tuple[int, int, int, int, int]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 MAX_BLOCK, MIN_BLOCK = 512, 64
 """Tokens of a block in the two-level search: the largest power of two between them that divides the vocabulary."""
+LEAST_TEMPERATURE = 1e-5
+"""Below it the likeliest token is taken, as at 0: logits divided by less leave float32."""
 CHUNK_ELEMENTS = 1 << 19
 """Logits that are drawn from at a time: 2 MB of float32, which stay in the processor's cache from step to step."""
 _MASK_64 = (1 << 64) - 1
@@ -96,7 +98,7 @@ def draw(logits_BV: Tensor, *, uniforms_B: Tensor, sampling: RowSampling) -> Dra
 
 
 def _draw_chunk(logits_BV: Tensor, *, uniforms_B: Tensor, sampling: RowSampling) -> Drawn:
-    is_greedy_B = sampling.temperatures_B == 0
+    is_greedy_B = sampling.temperatures_B < LEAST_TEMPERATURE
     divisors_B1 = torch.where(is_greedy_B, 1.0, sampling.temperatures_B).unsqueeze(1)
     # float32 throughout: bf16 probabilities have 8 bits, and their sums would lose the tail.
     logits_BV = logits_BV.float()
@@ -156,6 +158,7 @@ def _draw_truncated(probs_BV: Tensor, *, uniforms_B: Tensor, sampling: RowSampli
     mass_before_BV = totals_BV - sorted_BV
     is_beyond = mass_before_BV >= sampling.top_p_B.unsqueeze(1) * totals_BV[:, -1:]
     is_beyond &= sampling.top_p_B.unsqueeze(1) < 1
+    is_beyond[:, 0] = False  # the likeliest stays, even where float32 has rounded top_p to 0
     is_faint = sorted_BV < sampling.min_p_B.unsqueeze(1) * sorted_BV[:, :1]
     totals_BV = sorted_BV.masked_fill(is_beyond | is_faint, 0.0).cumsum(dim=-1)
     chosen_B1 = torch.searchsorted(totals_BV, uniforms_B.unsqueeze(1) * totals_BV[:, -1:], right=True)

@@ -13,7 +13,7 @@ MAX_PADDED_RATIO = 1.25
 """Documents share a bucket while the longest is at most this much longer than the shortest."""
 
 MAX_PLAIN_LENGTH = 512
-"""Longest sequences on a CPU whose attention weights are kept: H x T numbers for each token and layer."""
+"""Most attention weights that are kept on a CPU, for each of the N rows, head and layer."""
 
 
 class PackedAttention:
@@ -45,7 +45,9 @@ class PackedAttention:
         for gather_BT in self._gathers:
             # index_select, not indexing: its backward adds in a fixed order, and resumed runs must be bit-identical.
             block = qkv.index_select(0, gather_BT.flatten().to(qkv.device)).unflatten(0, gather_BT.shape)
-            is_plain = qkv.device.type == "cpu" and gather_BT.shape[1] <= MAX_PLAIN_LENGTH
+            # Long prompts that many documents share would have many more weights than the rows that are paid for.
+            num_weights = gather_BT.numel() * gather_BT.shape[1]
+            is_plain = qkv.device.type == "cpu" and num_weights <= MAX_PLAIN_LENGTH * len(qkv)
             attend = _causal_by_products if is_plain else _causal
             parts.append(attend(*block.split((num_q, num_kv, num_kv), dim=2)).flatten(0, 1))
         return torch.cat(parts).index_select(0, self._restore_N.to(q_NHC.device))

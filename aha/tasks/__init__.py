@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from aha.errors import ConfigError, unknown_name
@@ -45,11 +45,11 @@ def get_task(spec: str) -> Task:
         ConfigError: for an unknown task or option, or an option's value of the wrong type or range.
         DataError: for a data file that cannot be used.
     """
-    name, text = (spec, "") if Path(spec).is_file() else _cut(spec)
+    name, text = (spec, "") if os.path.isfile(spec) else _cut(spec)
     options = _split_options(text, spec=spec)
     if name in TASKS:
         return TASKS[name](**_typed_options(options, TASKS[name], owner=name))
-    if name.endswith((".jsonl", ".csv")) or "/" in name or Path(name).is_file():
+    if name.endswith((".jsonl", ".csv")) or "/" in name or os.path.isfile(name):
         if "path" in options:
             raise ConfigError(f"{spec}: the path stands before the colon, it is no option")
         make_table: Callable[..., Task] = Table

@@ -113,7 +113,7 @@ def _answer(pattern: str, text: str) -> Match:
         return Match(Verdict.MATCHES if is_match else Verdict.DIFFERS)
     except TimeoutError:
         return Match(Verdict.TIMEOUT, f"took more than {CPU_SECONDS} s of CPU time")
-    except (re.error, OverflowError, RecursionError, MemoryError) as error:
+    except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
         return Match(Verdict.INVALID, str(error) or type(error).__name__)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)

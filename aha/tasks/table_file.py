@@ -52,9 +52,12 @@ class Record:
         if value is None:
             return ""
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        self._refuse_halves(text, column)
+        return text.strip()
+
+    def _refuse_halves(self, text: str, column: str) -> None:
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise DataError(f"{self.place}: {column!r} holds half a character (a lone surrogate); write it whole")
-        return text.strip()
 
     def texts(self, column: str) -> list[str]:
         """A column that holds a list: a JSON list, in a CSV also texts separated by "|"; [] when missing.
@@ -73,6 +76,7 @@ class Record:
         if not isinstance(value, list | None):
             raise DataError(f"{self.place}: {column!r} must be a list of texts, got {value!r:.60}")
         entries = [entry.strip() if isinstance(entry, str) else json.dumps(entry) for entry in value or []]
+        self._refuse_halves("".join(entries), column)
         if len({entry.casefold() for entry in entries if entry}) < len(entries):
             raise DataError(f"{self.place}: an entry of {column!r} is blank or stands twice: {entries!r:.200}")
         return entries

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -152,9 +153,13 @@ class Job:
         optimizer.step(learning_rate=learning_rate)
         return True
 
+    def reference_folder(self, stage_index: int) -> Path:
+        """Where a stage with a KL term keeps the model that it began with."""
+        return self.run.folder / "checkpoints" / f"reference_{stage_index}"
+
     def load_reference(self, *, first_step: int) -> Transformer:
         """A frozen copy of the model as the stage began: what the KL term measures from, also after a resume."""
-        folder = self.run.folder / "checkpoints" / f"reference_{self.stage_index}"
+        folder = self.reference_folder(self.stage_index)
         if first_step == 0:
             self.model.save(folder)
         reference = copy.deepcopy(self.model)

@@ -55,7 +55,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             logits = chunks.logits(rows)
             logprobs = torch.log_softmax(logits, dim=-1, out=chunks.scratch(rows))
             logprobs_M[rows] = logprobs.gather(1, targets_M[rows, None]).squeeze(1)
-            log_normaliser = logits[:, 0] - logprobs[:, 0]
+            log_normaliser = logits.gather(1, targets_M[rows, None]).squeeze(1) - logprobs_M[rows]
             # Entropy is the normaliser minus the expected logit: a product of a row and a column, for which no
             # third matrix is written. Clamped, since a token of probability 0 may have a logit of -inf.
             expected = torch.bmm(logprobs.exp_()[:, None, :], logits.clamp_(min=_LOWEST)[:, :, None])

@@ -25,9 +25,9 @@ from aha.cost.ledger import Ledger
 from aha.cost.prices import machine_price
 from aha.engine import Engine
 from aha.errors import AhaError, ConfigError, DataError
-from aha.evaluate import compare, load_result, select_problems
+from aha.evaluate import compare, conversation, load_result, select_problems
 from aha.models import Transformer, build_model, load_model, read_config
-from aha.tasks import get_task
+from aha.tasks import Split, Table, get_task
 from aha.train import grpo, sft
 from aha.train.card import write_model_card
 from aha.train.console import Console
@@ -44,6 +44,9 @@ from aha.types import SamplingParams
 
 RUNS = Path("runs")
 _LOCK = ".lock"
+SPLITS: tuple[Split, ...] = ("train", "test")
+MAX_TEMPLATE_TOKENS = 512
+"""What a chat template and a system prompt add to a prompt, generously."""
 
 
 def train(
@@ -77,6 +80,7 @@ def train(
     # Before there is a folder: an unknown model or price leaves nothing behind.
     model, chat = _open_model(plan.configs[0])
     price = machine_price(plan.configs[0].price, on=datetime.now(UTC).date())
+    _check_lengths(plan, chat=chat, window=model.config.max_position_embeddings)
     folder = folder or _make_folder(plan, out)
     with _locked(folder):
         job = Job(
@@ -91,12 +95,31 @@ def train(
     return folder
 
 
+def _check_lengths(plan: Plan, *, chat: ChatFormat, window: int) -> None:
+    """Refuse a data file with a prompt that does not fit the model's window, before the run meets it.
+
+    Raises:
+        DataError: naming the prompt.
+    """
+    tasks = [get_task(spec) for spec in {config.task: None for config in plan.configs}]
+    tables = [task for task in tasks if isinstance(task, Table)]
+    for task, problem in [(t, p) for t in tables for split in SPLITS for p in t.problems(split, seed=0)]:
+        # A token is at least a byte, so most prompts need no tokenizer.
+        is_short = len(problem.prompt.encode()) < window - MAX_TEMPLATE_TOKENS
+        if not is_short and (count := len(chat.render(conversation(task, problem=problem)))) >= window:
+            raise DataError(
+                f"{task.name}: the prompt {problem.prompt[:40]!r} has {count} tokens, the model's window is {window} "
+                "and must hold an answer too; shorten or remove it"
+            )
+
+
 def _make_folder(plan: Plan, out: Path | None) -> Path:
     if out is None:
         return new_run_folder(RUNS, plan.recipe.name)
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; --out names the folder of the run")
-    if out.exists() and any(path.name != _LOCK for path in out.iterdir()):
+    # A killed start leaves at most these; a run that got further has a run.json.
+    if out.exists() and any(path.name != "recipe.toml" and path.name[0] != "." for path in out.iterdir()):
         raise DataError(f"{out} is not empty; choose another --out, or go on with that run by --resume")
     return new_run_folder(out.parent, out.name) if not out.exists() else out
 
@@ -175,9 +198,34 @@ def _saved(plan: Plan, job: Job) -> Checkpoint | None:
     if steps_before + saved.state["stage_step"] != saved.step:
         name = plan.recipe.stages[stage_index].name
         raise ConfigError(f"the stages before {name!r} are finished; their steps cannot change any more")
+    _check_resumable(plan, job, saved)
     job.phases = {p["name"]: BillPhase(**p) for p in saved.state["phases"]}
     job.console.say(f"resuming after step {saved.step}")
     return saved
+
+
+def _check_resumable(plan: Plan, job: Job, saved: Checkpoint) -> None:
+    """Refuse at once what the end of the run would refuse hours later.
+
+    Raises:
+        ConfigError: an override that the steps already taken do not fit.
+        DataError: the task's held-out problems are others than those of the evaluation before training.
+    """
+    stage_index, steps_taken = saved.state["stage_index"], saved.state["stage_step"]
+    config, folder = plan.configs[stage_index], job.run.folder
+    if config.steps < steps_taken:
+        raise ConfigError(f"{folder} has taken {steps_taken} steps of this stage; steps={config.steps} is too few")
+    needs_reference = isinstance(config, GRPOConfig) and config.kl_coef > 0 and steps_taken > 0
+    if needs_reference and not job.reference_folder(stage_index).exists():
+        raise ConfigError(f"{folder} began this stage with kl_coef=0 and kept no reference model; leave kl_coef at 0")
+    first, before = plan.configs[0], folder / "eval" / "before.json"
+    if first.eval_problems and before.exists():
+        asked = select_problems(get_task(first.task), num_problems=first.eval_problems, seed=EVAL_SEED)
+        if {problem.problem_id for problem in asked} != load_result(before).problem_scores.keys():
+            raise DataError(
+                f"the held-out problems of {first.task} have changed since {folder} began, so its end could not be "
+                "compared with its start; restore them, or start anew with another --out"
+            )
 
 
 def _train_stages(plan: Plan, job: Job, *, saved: Checkpoint | None) -> None:
@@ -237,6 +285,9 @@ def _finish(plan: Plan, job: Job) -> None:
     """Evaluate, save the model with its card, write bill and report, and say what came of it."""
     first, last = plan.configs[0], plan.configs[-1]
     run = job.run
+    # First of all: whatever comes next may fail, and the model is what the time was spent on.
+    job.model.save(run.model_folder)
+    job.chat.save(run.model_folder)
     before = after = None
     gain = None
     if first.eval_problems:
@@ -255,8 +306,6 @@ def _finish(plan: Plan, job: Job) -> None:
         baselines = measure_baselines(task, outputs=run.folder / "eval" / "after.jsonl", problems=problems, after=after)
         if baselines:
             run.write_json("baselines.json", baselines)
-    job.model.save(run.model_folder)
-    job.chat.save(run.model_folder)
     bill = replace(job.bill, gain=gain)
     bill.write(run.folder / "bill.json")
     write_model_card(run.folder, plan=plan, before=before, after=after, bill=bill)

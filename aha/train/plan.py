@@ -177,7 +177,7 @@ def _memory(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[Memor
         MemoryItem(
             "activations of a micro-batch", activation_bytes(config, run=run, is_cpu=machine.is_cpu), "training"
         ),
-        # float32 logits of a chunk, its probabilities and a product of both; the head's gradient in float32 and cast.
+        # float32 logits of a chunk, its probabilities and a cast of either; the head's gradient in float32 and cast.
         MemoryItem("logits chunk and head's gradient", 12 * CHUNK_ELEMENTS + size.head * (4 + num_bytes), "training"),
     ]
     if run.dtype == "bfloat16":
@@ -200,12 +200,13 @@ def activation_bytes(config: ModelConfig, *, run: RunShape, is_cpu: bool) -> int
     width, heads, kv_heads, head_dim = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
     qkv = (heads + 2 * kv_heads) * head_dim
     attended = heads * head_dim
-    # Short sequences on a CPU keep their attention weights, in place of what attention gives before its padding is cut.
-    is_plain = is_cpu and run.longest_sequence <= MAX_PLAIN_LENGTH
-    kept = heads * run.longest_sequence if is_plain else attended
-    # Inputs of the two norms and of the products that follow them; q, k, v as attention sees them, padded at worst;
-    # what attention keeps or gives; gate and up, silu(gate), their product.
-    per_layer = 4 * width + MAX_PADDED_RATIO * (qkv + kept) + attended + 4 * config.intermediate_size
+    # Attention sees every sequence whole: padded, and its prompt too, which is computed once for a group.
+    group = run.group_size if run.stage == "grpo" else 1
+    seen = max(MAX_PADDED_RATIO, group * run.longest_sequence / (run.prompt_tokens + group * run.max_tokens))
+    # Short sequences on a CPU keep their weights, others what attention gives before its padding is cut.
+    weights = heads * min(seen * run.longest_sequence, MAX_PLAIN_LENGTH) if is_cpu else 0
+    # Inputs of the two norms and of the products that follow them; q, k, v; gate and up, silu(gate), their product.
+    per_layer = 4 * width + seen * qkv + max(weights, seen * attended) + attended + 4 * config.intermediate_size
     if config.has_qk_norm:
         per_layer += qkv + attended + kv_heads * head_dim  # q and k before their norms, and contiguous copies of them
     per_token = config.num_layers * per_layer + 3 * width + 2 * head_dim
@@ -229,10 +230,10 @@ def prefill_bytes(config: ModelConfig, *, run: RunShape) -> int:
 
 
 def cache_bytes(config: ModelConfig, *, run: RunShape) -> int:
-    """The cache at its longest, and the old tensors of the one layer that is growing."""
+    """The cache at its longest, the layer that is growing, and the memory that waits for the next one."""
     columns = _round_up(run.longest_sequence)
     per_position = 2 * config.num_kv_heads * config.head_dim * _BYTES[run.dtype]
-    return _num_rows(run) * columns * per_position * (config.num_layers + 1)
+    return _num_rows(run) * columns * per_position * (config.num_layers + 2)
 
 
 def _round_up(columns: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,7 +154,7 @@ def find_resumable(source: str, *, out: Path | None, parent: Path) -> Path:
     Raises:
         DataError: no such run.
     """
-    if out is not None or Path(source).is_dir():
+    if out is not None or os.path.isdir(source):
         return out or Path(source)
     name = Path(source.partition(":")[0]).stem
     candidates = [p for p in parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +102,10 @@ def _bill_lines(bill: Bill) -> list[tuple[str, str]]:
 def _next_commands(folder: Path) -> tuple[NextCommand, ...]:
     asked = _rows(folder / "eval" / "after.jsonl") or _rows(folder / "samples.jsonl")
     prompt = asked[0]["prompt"] if asked else ""
-    shown = "3 7 8 > 24" if " > " in prompt else prompt.splitlines()[0][:60] if prompt else "hello"
+    is_countdown = re.fullmatch(r"[0-9 ]+ > [0-9]+", prompt)
+    shown = '"3 7 8 > 24"' if is_countdown else shlex.quote((prompt.strip() or "hello").splitlines()[0][:60])
     return (
-        NextCommand(f'aha chat {folder} "{shown}"', "see it think"),
+        NextCommand(f"aha chat {folder} {shown}", "see it think"),
         NextCommand(f"aha serve {folder}", "serve it as an OpenAI-compatible API"),
         NextCommand(f"open {folder}/report.html", "curves, samples and the bill"),
     )
@@ -160,4 +163,6 @@ def _baselines(folder: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    # Not splitlines(): it also breaks at U+2028 and the like, which JSON allows inside a string.
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines if line.strip()]

@@ -73,6 +73,15 @@ def test_search_finds_the_first_token_above_the_uniform(num_tokens: int) -> None
     assert bool((uniforms_B < end_B1.squeeze(1) + 1e-5).all())
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1e-40}, {"top_p": 1e-50}])
+def test_settings_too_small_for_float32_take_the_likeliest_token(settings: dict[str, float]) -> None:
+    drawn = draw(
+        torch.tensor([[1.0, 5.0, 0.0, -3.0]]), uniforms_B=torch.tensor([0.999]), sampling=row_sampling(1, **settings)
+    )
+    assert drawn.token_ids_B.tolist() == [1]
+    assert bool(drawn.logprobs_B.isfinite().all())
+
+
 def test_frequencies_match_the_softmax() -> None:
     num_draws, temperature = 40_000, 0.6
     logits_V = torch.randn(13, generator=torch.Generator().manual_seed(0))

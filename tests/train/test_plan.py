@@ -87,9 +87,10 @@ def test_reference_model_lies_in_memory_only_with_a_kl_term() -> None:
     assert seconds_of(with_kl, "training") > seconds_of(plan(QWEN, run=RUN, machine=H100), "training")
 
 
-@pytest.mark.parametrize("max_tokens", [128, 700])
+# For long sequences the plan fears many short ones in their place, which would keep their attention weights.
+@pytest.mark.parametrize(("max_tokens", "most"), [(128, 1.2), (700, 2.5)])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_activations_are_what_autograd_keeps(family: str, max_tokens: int) -> None:
+def test_activations_are_what_autograd_keeps(family: str, max_tokens: int, most: float) -> None:
     config = dataclasses.replace(SMALL, model_type=family, has_qk_norm=family == "qwen3", num_layers=6)
     model = build_model(config, dtype="float32", device="cpu")
     model.initialise(seed=0)
@@ -108,7 +109,7 @@ def test_activations_are_what_autograd_keeps(family: str, max_tokens: int) -> No
     run = changed(micro_batch_tokens=len(batch.token_ids_N), prompt_tokens=16, max_tokens=max_tokens, dtype="float32")
     planned = activation_bytes(config, run=run, is_cpu=True)
     assert len(logprobs) > 0
-    assert 0.9 < planned / sum(kept.values()) < 1.2
+    assert 0.9 < planned / sum(kept.values()) < most
 
 
 def test_training_work_is_what_pytorch_counts() -> None:
@@ -142,7 +143,8 @@ def test_cache_grows_as_the_engine_grows_it() -> None:
     run = changed(
         prompts_per_step=2, group_size=3, prompt_tokens=10, max_tokens=390, num_evaluations=0, dtype="float32"
     )
-    assert largest <= cache_bytes(SMALL, run=run) <= 1.02 * largest
+    per_layer = cache_bytes(SMALL, run=run) / (SMALL.num_layers + 2)
+    assert largest <= cache_bytes(SMALL, run=run) < largest + 1.2 * per_layer
 
 
 def test_rows_are_limited_by_batch_and_by_cached_positions() -> None:

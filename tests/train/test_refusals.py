@@ -17,7 +17,7 @@ from aha.train import train
 from aha.train.job import Job
 from aha.train.source import KINDS, check, find_resumable, read_source
 
-from .conftest import Aha, assert_refused, status, stop_after_one_step, write_stages
+from .conftest import SETTINGS, Aha, assert_refused, status, stop_after_one_step, write_recipe, write_stages
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +75,62 @@ def test_data_file_without_answers_is_refused_with_its_line(aha: Aha, tmp_path: 
     path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b"}\n')
     assert_refused(aha(path, f"model={base_folder}"), "data.jsonl", "2", "answer")
     assert not Path("runs").exists()
+
+
+def test_prompt_longer_than_the_window_is_refused_before_there_is_a_run(
+    aha: Aha, tmp_path: Path, base_folder: Path
+) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"short {n}", "answer": "1"} for n in range(30)] + [{"prompt": "long " * 2000, "answer": "1"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert_refused(aha(path, f"model={base_folder}", "max_tokens=2"), "'long long", "tokens, the model's window is")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "part"), [("steps=1", "steps=1 is too few"), ("kl_coef=0.1", "kept no reference model")]
+)
+def test_override_that_the_steps_taken_do_not_fit_is_refused_and_not_kept(
+    aha: Aha, tmp_path: Path, base_folder: Path, override: str, part: str
+) -> None:
+    settings = {"stage": "grpo", "model": str(base_folder), **SETTINGS, "steps": 4}
+    recipe = write_recipe(tmp_path / "quick.toml", settings)
+    out = tmp_path / "out"
+    stop_after_one_step(recipe, overrides=[], out=out)
+    if override == "steps=1":
+        rename_checkpoint(out, steps=2)
+    assert_refused(aha(out, override, "--resume"), part)
+    assert "kl_coef = 0.0" in (out / "recipe.toml").read_text()
+
+
+def rename_checkpoint(out: Path, *, steps: int) -> None:
+    """Let the run have taken this many steps."""
+    (old,) = (out / "checkpoints").glob("step_*")
+    state = json.loads((old / "state.json").read_text())
+    state["step"] = state["state"]["stage_step"] = steps
+    (old / "state.json").write_text(json.dumps(state))
+    old.rename(old.with_name(f"step_{steps:06d}"))
+
+
+def test_resume_with_other_held_out_problems_is_refused_at_once(aha: Aha, tmp_path: Path, base_folder: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"question {n}", "answer": "(?s)[01].*"} for n in range(30)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = f"{data}:verify=regex,test_fraction=0.5"
+    recipe = write_recipe(
+        tmp_path / "quick.toml", {"stage": "grpo", "model": str(base_folder), **SETTINGS, "task": task}
+    )
+    out = stop_after_one_step(recipe, overrides=["preflight_prompts=0"], out=tmp_path / "out")
+    data.write_text("".join(json.dumps(row | {"answer": "[2]"}) + "\n" for row in rows))
+    assert_refused(aha(out, "--resume"), "held-out problems", "have changed")
+
+
+def test_folder_of_a_start_that_was_killed_can_be_started_again(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".lock", "recipe.toml", ".run.json.123"):
+        (out / name).write_text("")
+    assert status(train(recipe, out=out)) == "finished"
 
 
 def test_stage_cannot_change_what_the_first_one_decided(tmp_path: Path, base_folder: Path) -> None:
