@@ -25,6 +25,7 @@ install-dev: $(VENV)/.dev  ## the same, with what its tests need
 
 demo: install  ## teach the built-in model countdown in about five minutes (runs/countdown)
 	$(BIN)/aha train countdown
+	@echo "  (aha lies in $(BIN); once in each shell: . $(BIN)/activate)"
 
 test: install-dev  ## run the tests
 	$(BIN)/python -m pytest -q

@@ -15,7 +15,7 @@ from aha.hub import resolve
 from aha.models import read_config
 from bench import grpo_step, llama_cpp, rollouts
 from bench.machine import describe_machine
-from bench.sweep import say
+from bench.sweep import MAX_TRIALS, say
 from bench.table import Row, to_json, to_markdown
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,14 +59,16 @@ def _rollout_options(options: argparse.Namespace, folder: Path) -> rollouts.Roll
     shared = {"folder": folder, "scratch": options.scratch}
     if options.quick:
         return rollouts.RolloutOptions(**shared, **QUICK, num_sequences=(1, 2), rounds=1)
-    return rollouts.RolloutOptions(**shared, num_sequences=tuple(options.sequences), rounds=options.rounds)
+    return rollouts.RolloutOptions(
+        **shared, num_sequences=tuple(options.sequences), rounds=options.rounds, max_trials=options.trials
+    )
 
 
 def _step_options(options: argparse.Namespace, folder: Path) -> grpo_step.StepOptions:
     shared = {"folder": folder, "vocab_size": read_config(folder).vocab_size, "task": options.task}
     if options.quick:
         return grpo_step.StepOptions(**shared, **QUICK, prompts_per_step=2, group_size=2, steps=1)
-    return grpo_step.StepOptions(**shared, steps=options.rounds)
+    return grpo_step.StepOptions(**shared, steps=options.rounds, max_trials=options.trials)
 
 
 def _save(rows: list[Row], *, options: argparse.Namespace, machine: dict[str, Any]) -> Path:
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2", help="as everywhere in aha; fetch it first")
     parser.add_argument("--sequences", nargs="+", type=_positive, default=(1, 8, 64), help="sizes of the batch")
     parser.add_argument("--rounds", type=_positive, default=3, help="timed repetitions of everything")
+    parser.add_argument("--trials", type=_positive, default=MAX_TRIALS, help="most settings of each peer that are tried")
     parser.add_argument("--task", default=grpo_step.StepOptions.task, help="whose reward the GRPO step takes")
     parser.add_argument("--quick", action="store_true", help="a few tokens of everything: does it run at all?")
     parser.add_argument("--scratch", type=Path, default=llama_cpp.SCRATCH, help="where llama.cpp lies")

@@ -44,7 +44,7 @@ class StepOptions:
     """Most settings of the peer that are tried."""
     steps: int = 3
     """Timed steps, after one that warms up."""
-    micro_batch_tokens: int = 1024
+    micro_batch_tokens: int = 2048
     """Ours; TRL's batch size is looked for."""
     vocab_size: int = 49_152
     """Of the model, to estimate which batch sizes of TRL fit in memory."""
@@ -123,7 +123,8 @@ def run(options: StepOptions) -> list[Row]:
 def _best_trl_settings(start: Settings, options: StepOptions) -> tuple[Settings, list[Trial]]:
     # One batch holds whole groups or divides them; what could push the machine out of memory is not tried.
     num_completions = options.prompts_per_step * options.group_size
-    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if num_completions % size == 0]
+    # Large ones first: they are the likelier to win, and a limit on trials cuts the others off.
+    sizes = [size for size in (64, 32, 16, 8, 4, 2, 1) if num_completions % size == 0]
     sizes = [size for size in sizes if size == start["batch_size"] or _fits(size, options)]
     axes: tuple[Axis, ...] = (
         ("dtype", ("float32", "bfloat16")),

@@ -466,3 +466,11 @@ def test_numbers_are_written_for_readers() -> None:
 def test_short_text_is_kept_and_long_text_shortened() -> None:
     assert shorten("a\n\tb", max_chars=100) == "a\n\tb"
     assert len(shorten("x" * 1000, max_chars=100)) < 160
+
+
+def test_recipe_of_several_stages_names_its_model_and_task(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        '[[stage]]\nname = "cold"\nkind = "sft"\nmodel = "smollm2"\ntask = "arithmetic"\n'
+        '[[stage]]\nname = "grpo"\nkind = "grpo"\n'
+    )
+    assert "smollm2 · arithmetic" in write(tmp_path).read_text(encoding="utf-8")

@@ -98,7 +98,9 @@ def _difference(found: RunFolder) -> Difference | None:
 
 
 def _subtitle(found: RunFolder) -> str:
-    facts = [text_of(found.recipe, key) for key in ("model", "task")]
+    stages = found.recipe.get("stage")  # a text in a recipe of one stage, whose settings stand beside it
+    first = stages[0] if isinstance(stages, list) and stages and isinstance(stages[0], dict) else found.recipe
+    facts = [text_of(first, key) for key in ("model", "task")]
     if found.steps:
         facts.append(f"{number(found.steps[-1], 'step') or 0:.0f} steps")
     return " · ".join(fact for fact in facts if fact)
