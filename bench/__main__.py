@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2", help="as everywhere in aha; fetch it first")
     parser.add_argument("--sequences", nargs="+", type=_positive, default=(1, 8, 64), help="sizes of the batch")
     parser.add_argument("--rounds", type=_positive, default=3, help="timed repetitions of everything")
-    parser.add_argument("--trials", type=_positive, default=MAX_TRIALS, help="most settings of each peer that are tried")
+    parser.add_argument(
+        "--trials", type=_positive, default=MAX_TRIALS, help="most settings of each peer that are tried"
+    )
     parser.add_argument("--task", default=grpo_step.StepOptions.task, help="whose reward the GRPO step takes")
     parser.add_argument("--quick", action="store_true", help="a few tokens of everything: does it run at all?")
     parser.add_argument("--scratch", type=Path, default=llama_cpp.SCRATCH, help="where llama.cpp lies")

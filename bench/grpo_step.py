@@ -96,8 +96,9 @@ def run(options: StepOptions) -> list[Row]:
     cores = num_cores()
     ours: Settings = {"dtype": "auto", "micro_batch_tokens": options.micro_batch_tokens, "threads": cores}
     theirs: Settings = {
-        "dtype": "float32",
-        "batch_size": min(8, options.prompts_per_step * options.group_size),
+        # Where the search begins: what won on a CPU with AVX512-BF16.
+        "dtype": "bfloat16",
+        "batch_size": next((size for size in _batch_sizes(options) if _fits(size, options)), 1),
         "gradient_checkpointing": False,
         "continuous_batching": False,
         "threads": cores,
@@ -122,10 +123,7 @@ def run(options: StepOptions) -> list[Row]:
 
 def _best_trl_settings(start: Settings, options: StepOptions) -> tuple[Settings, list[Trial]]:
     # One batch holds whole groups or divides them; what could push the machine out of memory is not tried.
-    num_completions = options.prompts_per_step * options.group_size
-    # Large ones first: they are the likelier to win, and a limit on trials cuts the others off.
-    sizes = [size for size in (64, 32, 16, 8, 4, 2, 1) if num_completions % size == 0]
-    sizes = [size for size in sizes if size == start["batch_size"] or _fits(size, options)]
+    sizes = [size for size in _batch_sizes(options) if _fits(size, options)]
     axes: tuple[Axis, ...] = (
         ("dtype", ("float32", "bfloat16")),
         ("batch_size", sizes),
@@ -134,6 +132,12 @@ def _best_trl_settings(start: Settings, options: StepOptions) -> tuple[Settings,
     )
     measure = _measure(TRL, options, reward="spread", is_scout=True)
     return pick_fastest(start, axes, measure=measure, label="TRL", max_trials=options.max_trials)
+
+
+def _batch_sizes(options: StepOptions) -> list[int]:
+    """Sequences of a micro-batch, large ones first: they are the likelier to win, and a limit on trials cuts the rest."""
+    num_completions = options.prompts_per_step * options.group_size
+    return [size for size in (64, 32, 16, 8, 4, 2, 1) if num_completions % size == 0]
 
 
 def _fits(batch_size: int, options: StepOptions) -> bool:
