@@ -135,7 +135,7 @@ def _best_trl_settings(start: Settings, options: StepOptions) -> tuple[Settings,
 
 
 def _batch_sizes(options: StepOptions) -> list[int]:
-    """Sequences of a micro-batch, large ones first: they are the likelier to win, and a limit on trials cuts the rest."""
+    """Sequences of a micro-batch, large first: they are likelier to win, and a limit on trials cuts the rest."""
     num_completions = options.prompts_per_step * options.group_size
     return [size for size in (64, 32, 16, 8, 4, 2, 1) if num_completions % size == 0]
 
