@@ -96,7 +96,7 @@ def run(options: StepOptions) -> list[Row]:
     cores = num_cores()
     ours: Settings = {"dtype": "auto", "micro_batch_tokens": options.micro_batch_tokens, "threads": cores}
     theirs: Settings = {
-        # Where the search begins: what won on a CPU with AVX512-BF16.
+        # Where the search begins.
         "dtype": "bfloat16",
         "batch_size": next((size for size in _batch_sizes(options) if _fits(size, options)), 1),
         "gradient_checkpointing": False,
