@@ -180,8 +180,8 @@ def select_problems(task: Task, *, num_problems: int, seed: int, split: Split = 
 
 def conversation(task: Task, *, problem: Problem) -> list[Message]:
     """The messages a problem is asked with."""
-    system = [Message("system", task.system_prompt)] if task.system_prompt else []
-    return [*system, Message("user", problem.prompt)]
+    system = problem.system or task.system_prompt
+    return [*([Message("system", system)] if system else []), Message("user", problem.prompt)]
 
 
 def bootstrap_interval(
@@ -311,7 +311,7 @@ def _ask(
 
 def _count(rollouts: Sequence[Rollout]) -> tuple[int, int]:
     """(completions right, completions scored)."""
-    scored = [rollout for rollout in rollouts if rollout.score.outcome is not Outcome.ERROR]
+    scored = [rollout for rollout in rollouts if rollout.score.outcome.is_judged]
     return sum(rollout.score.is_correct for rollout in scored), len(scored)
 
 
@@ -373,7 +373,7 @@ def _summarise(
         cons_at_k=sum(votes) / len(votes),
         truncated_fraction=sum(truncated) / len(everything),
         parse_failure_fraction=outcomes.count(Outcome.PARSE_FAILURE) / len(everything),
-        error_fraction=outcomes.count(Outcome.ERROR) / len(everything),
+        error_fraction=sum(not outcome.is_judged for outcome in outcomes) / len(everything),
         mean_tokens=sum(lengths) / len(lengths),
         mean_thinking_tokens=sum(thinking) / len(thinking) if thinking else None,
         completion_tokens=sum(lengths),

@@ -34,8 +34,15 @@ class Outcome(StrEnum):
     SCORED = "scored"
     PARSE_FAILURE = "parse_failure"
     """No answer could be read from the completion: reward 0."""
+    TIMEOUT = "timeout"
+    """The verifier did not end in time: masked out and counted, never scored 0."""
     ERROR = "error"
-    """The verifier itself failed: the completion is masked out and counted, never scored 0."""
+    """The verifier itself failed: masked out and counted, never scored 0."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is a reward that may train."""
+        return self in (Outcome.SCORED, Outcome.PARSE_FAILURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,8 @@ class Problem:
     """A correct answer as text, for people to read; the verifier decides with `data`."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """What the task's verifier needs: plain JSON values."""
+    system: str = ""
+    """Instructions for this problem; "" takes those of its task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +122,14 @@ class Completion:
     """What stands after the thinking; empty when the thinking never ended."""
     weight_version: int = 0
     """`weight_version` of the model that drew it."""
+    reported_tokens: int = 0
+    """Completion tokens as an endpoint counted them, where `token_ids` are not known."""
+    cost_nano_usd: int = 0
+    """What an endpoint charged for it; 0 for a model in this process."""
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids) or self.reported_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +143,8 @@ class Score:
     note: str = ""
     """Why, in a few words, for samples.jsonl and the report."""
     outcome: Outcome = Outcome.SCORED
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Each reward that `reward` was made of, by name; empty where it has one part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +166,7 @@ class RolloutGroup:
     @property
     def is_flat(self) -> bool:
         """Whether every rollout that may train has the same reward, so that no advantage differs from 0."""
-        rewards = {r.score.reward for r in self.rollouts if r.score.outcome is not Outcome.ERROR}
+        rewards = {r.score.reward for r in self.rollouts if r.score.outcome.is_judged}
         return len(rewards) < 2
 
 

@@ -16,7 +16,7 @@ from aha.evaluate import conversation
 from aha.models import ModelConfig, choose_dtype, read_config
 from aha.models.known import KNOWN_CONFIGS, known_config
 from aha.tasks import get_task
-from aha.train.grpo import GRPOConfig
+from aha.train.grpo_config import GRPOConfig
 from aha.train.machines import GPUS, find_machine
 from aha.train.plan import RunShape, describe, plan
 from aha.train.sft import SFTConfig

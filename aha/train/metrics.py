@@ -16,7 +16,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
         num_thinking_tokens: tokens before the end of thinking, one number per rollout in order.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    judged = [r for r in rollouts if r.score.outcome is not Outcome.ERROR]
+    judged = [r for r in rollouts if r.score.outcome.is_judged]
     rewards = [r.score.reward for r in judged]
     return {
         "reward_mean": _mean(rewards),
@@ -27,6 +27,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
         "truncated_fraction": _mean([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts]),
         "parse_failure_fraction": _mean([r.score.outcome is Outcome.PARSE_FAILURE for r in rollouts]),
         "error_fraction": _mean([r.score.outcome is Outcome.ERROR for r in rollouts]),
+        "timeout_fraction": _mean([r.score.outcome is Outcome.TIMEOUT for r in rollouts]),
         "teaching_fraction": _mean([not group.is_flat for group in groups]),
         "all_right_fraction": _mean([all(r.score.is_correct for r in g.rollouts) for g in groups]),
         "all_wrong_fraction": _mean([not any(r.score.is_correct for r in g.rollouts) for g in groups]),

@@ -31,7 +31,7 @@ from aha.tasks import Split, Table, get_task
 from aha.train import grpo, sft
 from aha.train.card import write_model_card
 from aha.train.console import Console
-from aha.train.grpo import GRPOConfig
+from aha.train.grpo_config import GRPOConfig
 from aha.train.job import EVAL_SEED, Interrupted, Job
 from aha.train.optimizer import Optimizer
 from aha.train.preflight import run_preflight

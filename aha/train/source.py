@@ -15,7 +15,7 @@ from aha import hub
 from aha.config import Recipe, StageTable, build, load_recipe, override, recipe_paths
 from aha.errors import AhaError, ConfigError, DataError
 from aha.tasks import TASKS, get_task
-from aha.train.grpo import GRPOConfig
+from aha.train.grpo_config import GRPOConfig
 from aha.train.run import FORMAT_VERSION
 from aha.train.sft import SFTConfig
 from aha.train.stage import StageConfig

@@ -12,7 +12,7 @@ from torch import Tensor
 from aha.models import Transformer
 from aha.train import grpo, sft
 from aha.train.batches import TrainingSequence
-from aha.train.grpo import GRPOConfig
+from aha.train.grpo_config import GRPOConfig
 
 MakeModel = Callable[..., Transformer]
 Gradients = dict[str, Tensor]

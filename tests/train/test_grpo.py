@@ -15,7 +15,7 @@ from aha.errors import ConfigError
 from aha.tasks import TASKS
 from aha.tasks.base import Task
 from aha.train import grpo
-from aha.train.grpo import GRPOConfig
+from aha.train.grpo_config import GRPOConfig
 from aha.train.job import Job
 from aha.train.optimizer import Optimizer
 from aha.train.run import load_parameters

@@ -8,7 +8,8 @@ import pytest
 
 from aha.errors import DataError
 from aha.tasks import get_task
-from aha.train.grpo import GRPOConfig, advantages_of, missing_prompts, training_sequences
+from aha.train.grpo import advantages_of, missing_prompts, training_sequences
+from aha.train.grpo_config import GRPOConfig
 from aha.train.job import Job
 from aha.train.rollouts import ProblemStream, collect, respond_with
 from aha.types import (
