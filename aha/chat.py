@@ -204,6 +204,11 @@ class ChatFormat:
         return ids + self.encode(run)
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id: two models whose vocabularies are equal mean the same by an id."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    @property
     def _tags(self) -> tuple[str, str]:
         return (OPEN_MARK, CLOSE_MARK) if self._has_tag_tokens else (OPEN_TAG, CLOSE_TAG)
 

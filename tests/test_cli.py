@@ -224,7 +224,7 @@ def test_train_prints_a_recipe_with_its_knobs_explained(aha: Aha, model_folder: 
     ran = aha("train", "countdown:max_number=9", f"model={model_folder}", "steps=3", "--knobs")
     assert ran.code == 0
     assert "steps = 3" in ran.out
-    assert "# Optimiser steps." in ran.out
+    assert "# Steps of the stage" in ran.out
     (tmp_path / "mine.toml").write_text(ran.out, encoding="utf-8")
     assert aha("train", tmp_path / "mine.toml", "--knobs").out == ran.out
 

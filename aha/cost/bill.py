@@ -27,10 +27,21 @@ class BillPhase:
     """Sampled, reasoning included."""
     trained_tokens: int = 0
     """Positions with a loss."""
+    stage: str = ""
+    """The recipe's stage it belongs to; "" for the run as a whole, or where there is only one."""
+    endpoint_nano_usd: int = 0
+    """What an endpoint charged, on top of this machine's time."""
+    endpoint_price_id: str = ""
+    """By which price of the price book."""
 
     @property
     def wall_ms(self) -> int:
         return round(self.seconds * 1000)
+
+    @property
+    def label(self) -> str:
+        """The phase with its stage, as the bill and the ledger name it."""
+        return f"{self.stage}: {self.name}" if self.stage else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +78,7 @@ class Bill:
     """None when the run did not evaluate both before and after."""
 
     def phase_nano_usd(self, phase: BillPhase) -> int:
-        return self.price.cost_nano_usd(phase.wall_ms)
+        return self.price.cost_nano_usd(phase.wall_ms) + phase.endpoint_nano_usd
 
     @property
     def cost_nano_usd(self) -> int:
@@ -143,7 +154,7 @@ class Bill:
             LedgerRow(
                 kind=EntryKind.EVALUATION if phase.name.startswith("eval") else EntryKind.TRAINING,
                 run_id=run_id,
-                phase=phase.name,
+                phase=phase.label,
                 price=self.price,
                 cost_nano_usd=self.phase_nano_usd(phase),
                 wall_ms=phase.wall_ms,
@@ -157,11 +168,13 @@ class Bill:
     def _phase_dict(self, phase: BillPhase) -> dict[str, Any]:
         return {
             "name": phase.name,
+            "stage": phase.stage,
             "wall_seconds": phase.wall_ms / 1000,
             "prompt_tokens": phase.prompt_tokens,
             "completion_tokens": phase.completion_tokens,
             "trained_tokens": phase.trained_tokens,
             "cost_usd": self.phase_nano_usd(phase) / NANO_PER_USD,
+            "endpoint_cost_usd": phase.endpoint_nano_usd / NANO_PER_USD,
         }
 
     def _comparison_dict(self, price: TokenPrice) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class RunFolder:
     recipe_text: str = ""
     steps: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
+    stages: list[Row] = field(default_factory=list)
+    """Finished stages, in order; one row even where the run has one stage only."""
     before: EvalResult | None = None
     after: EvalResult | None = None
     baselines: Row = field(default_factory=dict)
@@ -101,7 +103,7 @@ def read_folder(path: Path) -> RunFolder:
     _read_recipe(found)
     for _, row in _read_lines(found, "metrics.jsonl"):
         if number(row, "step") is not None:
-            (found.evals if row.get("kind") == "eval" else found.steps).append(row)
+            {"eval": found.evals, "stage": found.stages}.get(text_of(row, "kind"), found.steps).append(row)
     _read_samples(found)
     _read_contrasts(found)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,20 +14,13 @@ from aha.cost.files import write_atomic
 from aha.errors import DataError
 from aha.evaluate import Difference, EvalResult, compare
 from aha.report import words
+from aha.report.figures import draw_figures
 from aha.report.folder import Answer, Row, RunFolder, number, read_folder, text_of
-from aha.report.plot import Bar, Line, Point, forest_plot, line_chart
+from aha.report.plot import Bar, forest_plot
 
 MAX_ANSWER_CHARS = 3_000
 MAX_RECIPE_CHARS = 20_000
 MAX_NOTES = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A chart with the sentence that says how to read it."""
-
-    caption: str
-    chart: Markup
 
 
 def write(run_folder: Path) -> Path:
@@ -56,7 +48,8 @@ def render(found: RunFolder) -> str:
         forest=_forest(found),
         difference=difference,
         comparison=_comparison(found),
-        figures=_figures(found),
+        stages=_stages(found),
+        figures=draw_figures(found),
         notes=_notes(found),
         bill=_bill(found),
         advice=[value for value in found.preflight.values() if isinstance(value, str) and value],
@@ -198,82 +191,21 @@ def _comparison(found: RunFolder) -> list[tuple[str, list[str]]]:
     ]
 
 
+def _stages(found: RunFolder) -> list[Row]:
+    """What each stage of a recipe of several did; a stage that leaves the weights alone has no score of its own."""
+    keys = ("num_steps", "wall_seconds", "completion_tokens", "trained_tokens", "cost_usd")
+    rows = [row for row in found.stages if all(number(row, key) is not None for key in keys)]
+    scores = ("pass_at_1", "interval_low", "interval_high")
+    shown = [{**row, **{key: number(row, key) for key in scores}} for row in rows]
+    return shown if len(shown) > 1 else []
+
+
 def _ks(results: Sequence[EvalResult]) -> list[int]:
     return sorted({k for result in results for k in result.pass_at_k} - {1})
 
 
 def _pass_at(result: EvalResult, k: int) -> str:
     return words.percent(result.pass_at_k[k]) if k in result.pass_at_k else "–"
-
-
-def _curve(rows: Sequence[Row], key: str) -> list[Point]:
-    pairs = ((number(row, "step"), number(row, key)) for row in rows)
-    return [Point(x, y, y, y) for x, y in pairs if x is not None and y is not None]
-
-
-def _held_out(found: RunFolder) -> list[Point]:
-    """The evaluations along the run; without any, the first and the last."""
-    marks = []
-    for row in found.evals:
-        x, y = number(row, "step"), number(row, "pass_at_1")
-        if x is not None and y is not None:
-            low, high = number(row, "interval_low"), number(row, "interval_high")
-            marks.append(Point(x, y, y if low is None else low, y if high is None else high))
-    last = number(found.steps[-1], "step") if found.steps else None
-    if not marks and last is not None:
-        for x, result in ((0.0, found.before), (last, found.after)):
-            marks += [Point(x, result.pass_at_1, result.interval_low, result.interval_high)] if result else []
-    return marks
-
-
-def _figures(found: RunFolder) -> list[Figure]:
-    def line(label: str, key: str, style: str = "main") -> Line:
-        return Line(label=label, points=_curve(found.steps, key), style=style)
-
-    def figure(caption: str, show: Callable[[float], str], *lines: Line) -> Figure:
-        y_range = (0.0, 1.0) if show is _share else None
-        return Figure(caption=caption, chart=line_chart(caption, lines=lines, show=show, y_range=y_range))
-
-    figures = [
-        figure(
-            "pass@1 on held-out problems with 95 % intervals, and share of right rollouts in training",
-            _share,
-            line("training", "pass_at_1", "third"),
-            Line(label="held out", points=_held_out(found), has_dots=True),
-        ),
-        figure("reward of the rollouts, mean of a step", words.quantity, line("reward", "reward_mean")),
-        figure(
-            "length in tokens: the thinking, and the whole answer",
-            words.quantity,
-            line("whole", "mean_tokens", "third"),
-            line("thinking", "mean_thinking_tokens"),
-        ),
-        figure(
-            "groups of rollouts: mixed ones teach, all-right and all-wrong ones have nothing to compare",
-            _share,
-            line("all right", "all_right_fraction", "third"),
-            line("all wrong", "all_wrong_fraction", "second"),
-            line("mixed", "teaching_fraction"),
-        ),
-        figure(
-            "entropy of the policy, nats a token; near 0 it no longer explores",
-            words.quantity,
-            line("entropy", "entropy"),
-        ),
-        figure("loss of the supervised steps", words.quantity, _supervised_loss(found)),
-        figure("speed, tokens a second", words.quantity, line("tokens/s", "tokens_per_second")),
-    ]
-    return [figure for figure in figures if figure.chart]
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
-def _supervised_loss(found: RunFolder) -> Line:
-    """The loss of policy-gradient steps is left out: its size means nothing."""
-    rows = [row for row in found.steps if number(row, "reward_mean") is None]
-    return Line(label="loss", points=_curve(rows, "loss"))
 
 
 def _notes(found: RunFolder) -> list[tuple[str, str]]:

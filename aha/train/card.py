@@ -16,7 +16,8 @@ def write_model_card(
     """Write model/README.md of a run."""
     first = plan.configs[0]
     stages = ", then ".join(
-        f"{stage.kind} ({config.steps} steps)" for stage, config in zip(plan.recipe.stages, plan.configs, strict=True)
+        f"{stage.kind} ({config.num_steps} steps)"
+        for stage, config in zip(plan.recipe.stages, plan.configs, strict=True)
     )
     lines = [
         "---",

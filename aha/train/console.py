@@ -198,7 +198,11 @@ class Console:
         left = _Column("left", 6, lambda row: self._time_left(row), "{} left")
         is_reward_step = "reward_mean" in metrics
         middle = list(_REWARD_COLUMNS if is_reward_step else _LOSS_COLUMNS)
-        if is_reward_step and (self.mode == "plain" or self._rich.width >= WIDE_COLUMNS):
+        if "num_kept" in metrics:
+            middle = list(_COLLECTING_COLUMNS)
+        elif "divergence" in metrics:
+            middle = list(_FOLLOWING_COLUMNS)
+        elif is_reward_step and (self.mode == "plain" or self._rich.width >= WIDE_COLUMNS):
             middle += _MORE_REWARD_COLUMNS
         return [step, *middle, *_COST_COLUMNS, left]
 
@@ -295,6 +299,18 @@ _REWARD_COLUMNS = (
 )
 _MORE_REWARD_COLUMNS = (
     _Column("cut off", 7, _shows("truncated_fraction", ".0%"), "cut off {}"),
+    _Column("grad norm", 9, _shows("grad_norm", ".3f"), "grad norm {}"),
+)
+_COLLECTING_COLUMNS = (
+    _Column("pass@1", 7, _shows("pass_at_1", ".1f", scale=100), "pass@1 {} %"),
+    _Column("tokens", 7, _shows("mean_tokens", ".0f"), "{} tokens an answer"),
+    _Column("kept", 6, _shows("num_kept", ".0f"), "kept {}"),
+    _Column("examples", 8, _shows("num_examples", ".0f"), "{} examples"),
+)
+_FOLLOWING_COLUMNS = (
+    _Column("KL", 8, _shows("divergence", ".4f"), "divergence {} nats a token"),
+    _Column("pass@1", 7, _shows("pass_at_1", ".1f", scale=100), "pass@1 {} %"),
+    _Column("tokens", 7, _shows("mean_tokens", ".0f"), "{} tokens an answer"),
     _Column("grad norm", 9, _shows("grad_norm", ".3f"), "grad norm {}"),
 )
 _LOSS_COLUMNS = (

@@ -16,12 +16,13 @@ from aha.evaluate import conversation
 from aha.models import ModelConfig, choose_dtype, read_config
 from aha.models.known import KNOWN_CONFIGS, known_config
 from aha.tasks import get_task
+from aha.train.collecting import CollectingConfig
 from aha.train.grpo_config import GRPOConfig
 from aha.train.machines import GPUS, find_machine
 from aha.train.plan import RunShape, describe, plan
-from aha.train.sft import SFTConfig
+from aha.train.sft import SupervisedConfig
 from aha.train.source import read_source
-from aha.train.stage import StageConfig
+from aha.train.stage import StageConfig, TrainingConfig
 
 DTypeName = Literal["float32", "bfloat16"]
 UNKNOWN_TOKENIZER_TOKENS_PER_CHAR = 0.5
@@ -69,7 +70,7 @@ def _shape(config: StageConfig, *, dtype: DTypeName, num_evaluations: int) -> Ru
         "steps": config.steps,
         "max_tokens": config.max_tokens,
         "dtype": dtype,
-        "micro_batch_tokens": config.micro_batch_tokens,
+        "micro_batch_tokens": config.micro_batch_tokens if isinstance(config, TrainingConfig) else 1,
         "prompt_tokens": _prompt_tokens(config),
         "num_evaluations": num_evaluations,
         "eval_problems": config.eval_problems,
@@ -83,8 +84,15 @@ def _shape(config: StageConfig, *, dtype: DTypeName, num_evaluations: int) -> Ru
             kl_coef=config.kl_coef,
             **common,  # type: ignore[arg-type]
         )
-    assert isinstance(config, SFTConfig)
-    return RunShape(stage="sft", prompts_per_step=config.examples_per_step, **common)  # type: ignore[arg-type]
+    if isinstance(config, SupervisedConfig):
+        return RunShape(stage="sft", prompts_per_step=config.examples_per_step, **common)  # type: ignore[arg-type]
+    assert isinstance(config, CollectingConfig)
+    return RunShape(
+        stage="rejection",
+        prompts_per_step=config.prompts_per_step,
+        group_size=config.num_samples,
+        **common,  # type: ignore[arg-type]
+    )
 
 
 def _prompt_tokens(config: StageConfig) -> int:

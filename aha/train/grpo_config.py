@@ -7,11 +7,11 @@ from typing import Literal
 
 from aha.errors import ConfigError, unknown_name
 from aha.train.losses import LOSSES, KLEstimator
-from aha.train.stage import StageConfig
+from aha.train.stage import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig(StageConfig):
+class GRPOConfig(TrainingConfig):
     """Reinforcement learning from verifiable rewards."""
 
     loss: str = "grpo"

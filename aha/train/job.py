@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,10 @@ EVAL_SEED = 0
 """Chooses the held-out problems: the same ones in every run, so that runs can be compared."""
 
 
+OF_THE_RUN = ("evaluation before", "evaluation after", "pre-flight")
+"""Phases that belong to no stage."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C was honoured: the checkpoint is written."""
 
@@ -47,6 +51,8 @@ class Job:
     price: MachinePrice
     phases: dict[str, BillPhase] = field(default_factory=dict)
     stage_index: int = 0
+    stage_name: str = ""
+    num_stages: int = 1
     steps_before: int = 0
     """Steps of the recipe's earlier stages: metrics and checkpoints count through."""
     is_interrupted: bool = False
@@ -62,14 +68,38 @@ class Job:
         trained_tokens: int = 0,
     ) -> None:
         """Add time and tokens to a phase of the bill."""
-        known = self.phases.get(phase, BillPhase(name=phase, seconds=0.0))
-        self.phases[phase] = dataclasses.replace(
+        known = self._phase(phase)
+        self.phases[known.label] = dataclasses.replace(
             known,
             seconds=known.seconds + seconds,
             prompt_tokens=known.prompt_tokens + prompt_tokens,
             completion_tokens=known.completion_tokens + completion_tokens,
             trained_tokens=known.trained_tokens + trained_tokens,
         )
+
+    def charge_endpoint(
+        self, price_id: str, *, spent_nano_usd: int, prompt_tokens: int, completion_tokens: int
+    ) -> None:
+        """Put an endpoint's answers on the bill.
+
+        Args:
+            spent_nano_usd: all that its client has spent, and not what came new: a client's journal also knows what a
+                killed process paid.
+        """
+        known = self._phase("teacher's endpoint")
+        self.phases[known.label] = dataclasses.replace(
+            known,
+            endpoint_nano_usd=spent_nano_usd,
+            endpoint_price_id=price_id,
+            prompt_tokens=known.prompt_tokens + prompt_tokens,
+            completion_tokens=known.completion_tokens + completion_tokens,
+        )
+
+    def _phase(self, name: str) -> BillPhase:
+        """A phase so far. Where a run has several stages, each has its own, but for what belongs to the whole run."""
+        is_of_the_run = self.num_stages == 1 or name in OF_THE_RUN
+        empty = BillPhase(name=name, seconds=0.0, stage="" if is_of_the_run else self.stage_name)
+        return self.phases.get(empty.label, empty)
 
     @property
     def dtype(self) -> Literal["float32", "bfloat16"]:
@@ -145,6 +175,35 @@ class Job:
         self.run.append("metrics.jsonl", [row])
         self.console.row(row)
 
+    def log_stage(self, *, kind: str, num_steps: int, result: EvalResult | None) -> None:
+        """Append a finished stage to metrics.jsonl: what it took, and the held-out pass@1 that it ended with."""
+        mine = tuple(p for p in self.phases.values() if self.num_stages == 1 or p.stage == self.stage_name)
+        bill = Bill(phases=mine, price=self.price)
+        measured = ("pass_at_1", "interval_low", "interval_high", "mean_tokens")
+        billed = ("wall_seconds", "completion_tokens", "trained_tokens", "cost_usd")
+        row = {
+            "kind": "stage",
+            "step": self.steps_before + num_steps,
+            "stage": self.stage_name,
+            "stage_kind": kind,
+            "num_steps": num_steps,
+            **{name: getattr(result, name) if result else None for name in measured},
+            **{name: getattr(bill, name) for name in billed},
+        }
+        self.run.append("metrics.jsonl", [row])
+
+    def begin_stage(self, config: StageConfig, *, load_base: Callable[[Transformer], None]) -> None:
+        """Make the model what the stage begins with, and keep what the one before left where it is to teach."""
+        if config.teacher_is_previous:
+            self.model.save(self.teacher_folder(self.stage_index))
+            self.chat.save(self.teacher_folder(self.stage_index))
+        if config.start == "base" and self.stage_index > 0:
+            load_base(self.model)
+
+    def teacher_folder(self, stage_index: int) -> Path:
+        """Where a stage keeps the model before it, when that is its teacher."""
+        return self.run.folder / "checkpoints" / f"teacher_{stage_index}"
+
     def step_if_finite(self, optimizer: Optimizer, *, learning_rate: float, grad_norm: float) -> bool:
         """Take the optimiser's step unless the gradient is not finite; says whether it was taken."""
         if not math.isfinite(grad_norm):
@@ -167,7 +226,7 @@ class Job:
         return reference.requires_grad_(False)
 
     def after_step(
-        self, config: StageConfig, *, step: int, optimizer: Optimizer, state: dict[str, Any] | None = None
+        self, config: StageConfig, *, step: int, optimizer: Optimizer | None, state: dict[str, Any] | None = None
     ) -> None:
         """Evaluate and save when it is time to.
 
@@ -175,15 +234,15 @@ class Job:
             Interrupted: Ctrl-C was pressed; everything up to this step is saved.
         """
         done = step + 1
-        if config.eval_every and done % config.eval_every == 0 and done < config.steps:
+        if config.eval_every and done % config.eval_every == 0 and done < config.num_steps:
             number = self.steps_before + done
             self.log_evaluation(number, self.evaluate(config, f"step_{number:06d}"))
-        if self.is_interrupted or done % config.checkpoint_every == 0 or done == config.steps:
+        if self.is_interrupted or done % config.checkpoint_every == 0 or done == config.num_steps:
             self.save(done, optimizer=optimizer, state=state or {})
         if self.is_interrupted:
             raise Interrupted
 
-    def save(self, steps_done: int, *, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    def save(self, steps_done: int, *, optimizer: Optimizer | None, state: dict[str, Any]) -> None:
         """Write a checkpoint of the stage after `steps_done` of its steps."""
         saved = {
             "stage_index": self.stage_index,

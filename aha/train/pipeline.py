@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,16 @@ from aha.errors import AhaError, ConfigError, DataError
 from aha.evaluate import compare, conversation, load_result, select_problems
 from aha.models import Transformer, build_model, load_model, read_config
 from aha.tasks import Split, Table, get_task
-from aha.train import grpo, sft
 from aha.train.card import write_model_card
 from aha.train.console import Console
 from aha.train.grpo_config import GRPOConfig
 from aha.train.job import EVAL_SEED, Interrupted, Job
 from aha.train.optimizer import Optimizer
 from aha.train.preflight import run_preflight
-from aha.train.run import FORMAT_VERSION, Checkpoint, Run, new_run_folder
-from aha.train.sft import SFTConfig
+from aha.train.run import FORMAT_VERSION, Checkpoint, Run, load_parameters, new_run_folder
 from aha.train.source import Plan, find_resumable, read_run, read_source
-from aha.train.stage import StageConfig, derive_seed
+from aha.train.stage import StageConfig, TrainingConfig, derive_seed
+from aha.train.stages import STAGES
 from aha.train.summary import measure_baselines, summarise
 from aha.types import SamplingParams
 
@@ -90,6 +90,7 @@ def train(
             engine=Engine(model, decode=chat.decode, stop_token_ids=chat.stop_token_ids),
             console=console or Console("quiet"),
             price=price,
+            num_stages=len(plan.configs),
         )
         _run(plan, job, resume=resume)
     return folder
@@ -183,6 +184,15 @@ def _open_model(config: StageConfig) -> tuple[Transformer, ChatFormat]:
     return model, ChatFormat.load(folder)
 
 
+def _load_base(config: StageConfig, model: Transformer) -> None:
+    """Put the weights that the run began with back into the model."""
+    if config.model == "scratch":
+        model.initialise(seed=derive_seed(config.seed, "weights"))
+        model.weight_version += 1
+    else:
+        load_parameters(model, hub.resolve(config.model))
+
+
 def _saved(plan: Plan, job: Job) -> Checkpoint | None:
     """The checkpoint to go on from, with its bill taken over; None begins again with empty logs.
 
@@ -194,12 +204,13 @@ def _saved(plan: Plan, job: Job) -> Checkpoint | None:
         job.run.clear_logs()
         return None
     stage_index = saved.state["stage_index"]
-    steps_before = sum(config.steps for config in plan.configs[:stage_index])
+    steps_before = sum(config.num_steps for config in plan.configs[:stage_index])
     if steps_before + saved.state["stage_step"] != saved.step:
         name = plan.recipe.stages[stage_index].name
         raise ConfigError(f"the stages before {name!r} are finished; their steps cannot change any more")
     _check_resumable(plan, job, saved)
-    job.phases = {p["name"]: BillPhase(**p) for p in saved.state["phases"]}
+    phases = [BillPhase(**phase) for phase in saved.state["phases"]]
+    job.phases = {phase.label: phase for phase in phases}
     job.console.say(f"resuming after step {saved.step}")
     return saved
 
@@ -213,7 +224,7 @@ def _check_resumable(plan: Plan, job: Job, saved: Checkpoint) -> None:
     """
     stage_index, steps_taken = saved.state["stage_index"], saved.state["stage_step"]
     config, folder = plan.configs[stage_index], job.run.folder
-    if config.steps < steps_taken:
+    if config.num_steps < steps_taken:
         raise ConfigError(f"{folder} has taken {steps_taken} steps of this stage; steps={config.steps} is too few")
     needs_reference = isinstance(config, GRPOConfig) and config.kl_coef > 0 and steps_taken > 0
     if needs_reference and not job.reference_folder(stage_index).exists():
@@ -234,25 +245,32 @@ def _train_stages(plan: Plan, job: Job, *, saved: Checkpoint | None) -> None:
         _look_before(plan, job)
     first_stage = saved.state["stage_index"] if saved is not None else 0
     for index, (stage, config) in enumerate(zip(plan.recipe.stages, plan.configs, strict=True)):
-        job.stage_index = index
-        job.steps_before = sum(c.steps for c in plan.configs[:index])
+        job.stage_index, job.stage_name = index, stage.name
+        job.steps_before = sum(c.num_steps for c in plan.configs[:index])
         if index < first_stage:
             continue
-        optimizer = Optimizer(job.model, weight_decay=config.weight_decay)
+        is_resumed = saved is not None and index == first_stage
+        if not is_resumed:
+            job.begin_stage(config, load_base=partial(_load_base, plan.configs[0]))
+        optimizer = None
+        if isinstance(config, TrainingConfig):
+            optimizer = Optimizer(job.model, weight_decay=config.weight_decay)
         first_step, state = 0, {}
-        if saved is not None and index == first_stage:
+        if saved is not None and is_resumed:
             first_step, state = int(saved.state["stage_step"]), saved.state
             job.run.restore(saved, job.model, optimizer)
-        last_step = job.steps_before + config.steps
+        last_step = job.steps_before + config.num_steps
         job.console.begin(f"stage {index + 1} of {len(plan.configs)}: {stage.name}", last_step=last_step)
-        if isinstance(config, GRPOConfig):
-            grpo.train(config, job, optimizer=optimizer, first_step=first_step, state=state)
-        else:
-            assert isinstance(config, SFTConfig)
-            sft.train(config, job, optimizer=optimizer, first_step=first_step)
-        optimizer.close()
-        if config.eval_problems and index < len(plan.configs) - 1:
-            job.log_evaluation(last_step, job.evaluate(config, f"after_{stage.name}"))
+        STAGES[stage.kind].train(config, job, optimizer=optimizer, first_step=first_step, state=state)
+        if optimizer is not None:
+            optimizer.close()
+        if index < len(plan.configs) - 1:
+            # Every stage is measured on the first one's problems, so that its row can be compared with the others'.
+            is_measured = optimizer is not None and plan.configs[0].eval_problems
+            result = job.evaluate(plan.configs[0], f"after_{stage.name}") if is_measured else None
+            if result is not None:
+                job.log_evaluation(last_step, result)
+            job.log_stage(kind=stage.kind, num_steps=config.num_steps, result=result)
 
 
 def _look_before(plan: Plan, job: Job) -> None:
@@ -293,7 +311,7 @@ def _finish(plan: Plan, job: Job) -> None:
     if first.eval_problems:
         before = load_result(run.folder / "eval" / "before.json")
         after = job.evaluate(first, "after")
-        job.log_evaluation(job.steps_before + last.steps, after)
+        job.log_evaluation(job.steps_before + last.num_steps, after)
         change = compare(before, after)
         gain = Gain(
             before=before.pass_at_1,
@@ -306,6 +324,7 @@ def _finish(plan: Plan, job: Job) -> None:
         baselines = measure_baselines(task, outputs=run.folder / "eval" / "after.jsonl", problems=problems, after=after)
         if baselines:
             run.write_json("baselines.json", baselines)
+    job.log_stage(kind=plan.recipe.stages[-1].kind, num_steps=last.num_steps, result=after)
     bill = replace(job.bill, gain=gain)
     bill.write(run.folder / "bill.json")
     write_model_card(run.folder, plan=plan, before=before, after=after, bill=bill)

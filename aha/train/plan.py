@@ -26,7 +26,7 @@ CACHE_QUANTUM = 32
 class RunShape:
     """The settings of a stage that decide what it needs."""
 
-    stage: Literal["sft", "grpo"]
+    stage: Literal["sft", "grpo", "rejection"]
     steps: int
     prompts_per_step: int
     """Prompts (P) of a GRPO step, examples of an SFT step."""

@@ -50,6 +50,20 @@ class Run:
     def model_folder(self) -> Path:
         return self.folder / "model"
 
+    def data_folder(self, stage_name: str) -> Path:
+        """Where a stage puts the dataset that it collects."""
+        return self.folder / "data" / stage_name
+
+    def find_data(self, name: str) -> Path:
+        """What a recipe's `data` names: an earlier stage of this run, or else a path."""
+        folder = self.data_folder(name)
+        return folder if folder.exists() else Path(name)
+
+    @property
+    def logs(self) -> list[Path]:
+        """Files that are only appended to: a resumed run cuts them back to its checkpoint."""
+        return sorted([*self.folder.glob("*.jsonl"), *self.folder.glob("data/*/*.jsonl")])
+
     @property
     def ledger_id(self) -> str:
         """The run's name in the ledger: its folder as it was given."""
@@ -67,6 +81,8 @@ class Run:
         """Append rows to a JSONL file and have them on disk before returning."""
         path = self.folder / name
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with _writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
@@ -75,7 +91,7 @@ class Run:
     def save_checkpoint(
         self,
         model: Transformer,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         *,
         step: int,
         state: dict[str, Any],
@@ -84,6 +100,7 @@ class Run:
         """Write checkpoints/step_N, complete or not at all, and drop all but the last two.
 
         Args:
+            optimizer: None for a stage that has none.
             chat: saved beside the weights, so that the checkpoint is a model that can be talked to; None leaves it out.
 
         Raises:
@@ -92,7 +109,7 @@ class Run:
         final = self.folder / "checkpoints" / f"step_{step:06d}"
         temporary = final.with_name(f".{final.name}.{os.getpid()}")
         # JSONL files are appended after the step they tell of: their sizes now are where a resumed run cuts them.
-        sizes = {p.name: p.stat().st_size for p in self.folder.glob("*.jsonl")}
+        sizes = {str(p.relative_to(self.folder)): p.stat().st_size for p in self.logs}
         content = {"format": FORMAT_VERSION, "step": step, "jsonl_bytes": sizes, "state": state}
         try:
             with _writing(final):
@@ -100,7 +117,8 @@ class Run:
                 model.save(temporary)
                 if chat is not None:
                     chat.save(temporary)
-                tensors = {name: tensor.detach().contiguous() for name, tensor in optimizer.state_tensors().items()}
+                state_tensors = optimizer.state_tensors() if optimizer is not None else {}
+                tensors = {name: tensor.detach().contiguous() for name, tensor in state_tensors.items()}
                 save_file(tensors, temporary / "optimizer.safetensors")
                 (temporary / "state.json").write_text(json.dumps(content), encoding="utf-8")
                 for path in (*temporary.iterdir(), temporary):
@@ -135,7 +153,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{newest} cannot be read ({error}); delete it to resume from the one before") from None
 
-    def restore(self, checkpoint: Checkpoint, model: Transformer, optimizer: Optimizer) -> None:
+    def restore(self, checkpoint: Checkpoint, model: Transformer, optimizer: Optimizer | None) -> None:
         """Load a checkpoint into the model and optimiser, and cut the JSONL files back to it.
 
         Raises:
@@ -147,13 +165,15 @@ class Run:
             load_parameters(model, folder)
         except (OSError, SafetensorError, ModelError) as error:
             raise DataError(f"{folder} cannot be read ({error}); delete it to resume from the one before") from None
-        optimizer.load_state_tensors(tensors)
-        for path in self.folder.glob("*.jsonl"):
-            os.truncate(path, min(path.stat().st_size, checkpoint.jsonl_bytes.get(path.name, 0)))
+        if optimizer is not None:
+            optimizer.load_state_tensors(tensors)
+        for path in self.logs:
+            kept = checkpoint.jsonl_bytes.get(str(path.relative_to(self.folder)), 0)
+            os.truncate(path, min(path.stat().st_size, kept))
 
     def clear_logs(self) -> None:
         """Empty the logs of a run that starts over."""
-        for path in self.folder.glob("*.jsonl"):
+        for path in self.logs:
             path.unlink()
 
 

@@ -1,60 +1,109 @@
-"""Supervised fine-tuning on a task's worked examples: the cold start, and the making of a base from nothing."""
+"""Supervised fine-tuning: a cold start on a task's worked examples, or on the data that an earlier stage collected."""
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from aha.chat import ChatFormat
-from aha.errors import ConfigError
+from aha.errors import ConfigError, DataError
 from aha.evaluate import conversation
 from aha.models import Transformer
 from aha.tasks import get_task
 from aha.tasks.base import Demonstration, HasDemonstrations, Task
 from aha.train.batches import TrainingSequence, pack, split_by_tokens
+from aha.train.dataset import Example, read_examples
 from aha.train.job import Job
 from aha.train.logprobs import token_logprobs
 from aha.train.optimizer import Optimizer
-from aha.train.stage import StageConfig, derive_seed, scheduled_learning_rate
+from aha.train.stage import TrainingConfig, derive_seed, scheduled_learning_rate
+from aha.types import Message
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig(StageConfig):
-    """Supervised training on a task's demonstrations."""
+class SupervisedConfig(TrainingConfig):
+    """What every stage has that imitates worked answers."""
 
     examples_per_step: int = 32
-    """Demonstrations in each step."""
+    """Worked answers in each step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.examples_per_step < 1:
-            raise ConfigError(f"examples_per_step must be at least 1, got {self.examples_per_step}")
+        self._check_least(examples_per_step=1)
 
 
-def train(config: SFTConfig, job: Job, *, optimizer: Optimizer, first_step: int = 0) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(SupervisedConfig):
+    """Supervised training on a task's demonstrations, or on datasets."""
+
+    data: tuple[str, ...] = ()
+    """What to imitate: names of earlier stages that collected data, dataset folders or JSONL files. Without any, the
+    demonstrations of the task."""
+    demonstration_share: float = 0.0
+    """Share of each step's examples that are the task's demonstrations, beside `data`: R1 mixes other data in too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_rules(("demonstration_share", 0 <= self.demonstration_share < 1, "at least 0 and below 1"))
+        if self.demonstration_share and not self.data:
+            raise ConfigError("demonstration_share mixes demonstrations into data; name the data, or leave it at 0")
+
+
+def train(
+    config: SFTConfig,
+    job: Job,
+    *,
+    optimizer: Optimizer | None,
+    first_step: int = 0,
+    state: dict[str, Any] | None = None,
+) -> None:
     """Run the stage from `first_step` to its end.
 
     Raises:
-        ConfigError: if the task has no demonstrations.
+        ConfigError: there is no data and the task has no demonstrations.
+        DataError: a dataset that cannot be used.
     """
-    task = get_task(config.task)
-    if not isinstance(task, HasDemonstrations):
-        raise ConfigError(f"task {task.name!r} has no demonstrations to imitate; use a grpo stage, or a task with them")
+    source = ExampleSource(config, job)
+    imitate(config, job, source=source, optimizer=optimizer, first_step=first_step)
+
+
+def imitate(
+    config: SupervisedConfig,
+    job: Job,
+    *,
+    source: ExampleSource,
+    optimizer: Optimizer | None,
+    first_step: int,
+    steps_before: int = 0,
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Supervised steps from `first_step` to the end of the stage.
+
+    Args:
+        first_step: counted from 0 without `steps_before`.
+        steps_before: steps of the same stage that came before the supervised ones.
+        state: what each checkpoint keeps.
+    """
+    assert optimizer is not None, "a stage that trains has an optimiser"
     for step in range(first_step, config.steps):
         started = time.perf_counter()
-        sequences = draw_examples(task, job.chat, num_examples=config.examples_per_step, seed=config.seed, step=step)
+        sequences = source.draw(step)
         loss = accumulate_gradients(job.model, sequences, micro_batch_tokens=config.micro_batch_tokens)
         grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
         learning_rate = scheduled_learning_rate(config, step=step)
         is_skipped = not job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
         if is_skipped:
-            job.dump_skipped(step, sequences)
+            job.dump_skipped(steps_before + step, sequences)
         num_tokens = sum(len(s.completion_ids) for s in sequences)
         seconds = time.perf_counter() - started
         job.charge("supervised training", seconds=seconds, trained_tokens=num_tokens)
         job.log_step(
-            step,
+            steps_before + step,
             {
                 "learning_rate": learning_rate,
                 "loss": loss,
@@ -64,7 +113,54 @@ def train(config: SFTConfig, job: Job, *, optimizer: Optimizer, first_step: int 
                 "is_skipped": is_skipped,
             },
         )
-        job.after_step(config, step=step, optimizer=optimizer)
+        job.after_step(config, step=steps_before + step, optimizer=optimizer, state=state)
+
+
+class ExampleSource:
+    """The worked answers of each step, as tokens: a function of (seed, step) alone.
+
+    Data is gone through in a new order in each pass; demonstrations are drawn anew in each step.
+    """
+
+    def __init__(self, config: SupervisedConfig, job: Job, *, data: Sequence[str] | None = None) -> None:
+        self._config = config
+        self._chat = job.chat
+        self._task = get_task(config.task)
+        names = getattr(config, "data", ()) if data is None else data
+        share = getattr(config, "demonstration_share", 0.0)
+        self._num_demonstrations = round(share * config.examples_per_step) if names else config.examples_per_step
+        if self._num_demonstrations and not isinstance(self._task, HasDemonstrations):
+            raise ConfigError(
+                f"task {self._task.name!r} has no demonstrations to imitate; use a grpo stage, give the stage data, "
+                "or take a task with them"
+            )
+        examples = [e for name in names for e in read_examples(job.run.find_data(name))]
+        window = job.model.config.max_position_embeddings
+        encoded = [encode_example(job.chat, example) for example in examples]
+        self._sequences = [sequence for sequence in encoded if sequence.num_tokens <= window]
+        if num_long := len(encoded) - len(self._sequences):
+            job.console.say(f"{num_long} of {len(encoded)} examples are longer than the model's window: left out")
+        self._epoch, self._order = -1, list[int]()
+        if names and not self._sequences:
+            raise DataError(f"no example of {', '.join(names)} fits the model's window of {window} tokens")
+
+    def draw(self, step: int) -> list[TrainingSequence]:
+        """The examples of one step."""
+        config = self._config
+        num_data = config.examples_per_step - self._num_demonstrations
+        drawn = [self._sequence_at(step * num_data + i) for i in range(num_data)]
+        if self._num_demonstrations:
+            drawn += draw_examples(
+                self._task, self._chat, num_examples=self._num_demonstrations, seed=config.seed, step=step
+            )
+        return drawn
+
+    def _sequence_at(self, number: int) -> TrainingSequence:
+        epoch, position = divmod(number, len(self._sequences))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self._sequences)))
+            random.Random(derive_seed(self._config.seed, "examples", epoch)).shuffle(self._order)
+        return self._sequences[self._order[position]]
 
 
 def draw_examples(task: Task, chat: ChatFormat, *, num_examples: int, seed: int, step: int) -> list[TrainingSequence]:
@@ -76,11 +172,21 @@ def draw_examples(task: Task, chat: ChatFormat, *, num_examples: int, seed: int,
 
 def encode_demonstration(task: Task, chat: ChatFormat, demonstration: Demonstration) -> TrainingSequence:
     """Prompt and completion of a demonstration, the completion exactly as the model should sample it."""
-    prompt_ids = chat.render(conversation(task, problem=demonstration.problem))
+    messages = conversation(task, problem=demonstration.problem)
+    return _encode(chat, messages, reasoning=demonstration.reasoning, answer=demonstration.answer)
+
+
+def encode_example(chat: ChatFormat, example: Example) -> TrainingSequence:
+    """The same for a row of a dataset."""
+    system = [Message("system", example.system)] if example.system else []
+    messages = [*system, Message("user", example.prompt)]
+    return _encode(chat, messages, reasoning=example.reasoning, answer=example.answer)
+
+
+def _encode(chat: ChatFormat, messages: list[Message], *, reasoning: str, answer: str) -> TrainingSequence:
+    prompt_ids = chat.render(messages)
     completion_ids = chat.encode_completion(
-        reasoning=demonstration.reasoning,
-        answer=demonstration.answer,
-        starts_in_thinking=chat.starts_in_thinking(prompt_ids),
+        reasoning=reasoning, answer=answer, starts_in_thinking=chat.starts_in_thinking(prompt_ids)
     )
     return TrainingSequence(tuple(prompt_ids), tuple(completion_ids))
 
@@ -97,3 +203,17 @@ def accumulate_gradients(model: Transformer, sequences: list[TrainingSequence], 
         loss.backward()
         total += loss.item()
     return total
+
+
+def check_data(config: SFTConfig, *, collected: Sequence[str]) -> None:
+    """Refuse, before the run begins, data that neither an earlier stage makes nor lies on the disk.
+
+    Args:
+        collected: names of the earlier stages that collect.
+    """
+    for name in config.data:
+        if name not in collected and not Path(name).exists():
+            stages = ", ".join(collected) or "none"
+            raise ConfigError(
+                f"data {name!r} is neither an earlier stage that collects ({stages}) nor a dataset folder or JSONL file"
+            )

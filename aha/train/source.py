@@ -15,12 +15,12 @@ from aha import hub
 from aha.config import Recipe, StageTable, build, load_recipe, override, recipe_paths
 from aha.errors import AhaError, ConfigError, DataError
 from aha.tasks import TASKS, get_task
-from aha.train.grpo_config import GRPOConfig
 from aha.train.run import FORMAT_VERSION
-from aha.train.sft import SFTConfig
+from aha.train.sft import SFTConfig, check_data
 from aha.train.stage import StageConfig
+from aha.train.stages import STAGES
 
-KINDS: Mapping[str, type[StageConfig]] = {"grpo": GRPOConfig, "sft": SFTConfig}
+KINDS: Mapping[str, type[StageConfig]] = {kind: stage.config for kind, stage in STAGES.items()}
 OF_THE_RUN = ("model", "architecture", "dtype", "device", "price")
 """What the first stage decides for the whole run: later stages train what the one before left."""
 FIXED_BY_THE_START = ("task", "model", "architecture", "dtype", "seed", "max_tokens", "eval_problems",
@@ -62,7 +62,8 @@ def check(recipe: Recipe, *, note: str = "") -> Plan:
     """Build every stage's config, so that a mistake in the last stage is found before the first one runs."""
     first = build(recipe.stages[0], KINDS[recipe.stages[0].kind])
     of_the_run = {key: getattr(first, key) for key in OF_THE_RUN}
-    configs = []
+    configs: list[StageConfig] = []
+    collected: list[str] = []
     for stage in recipe.stages:
         config = build(stage, KINDS[stage.kind])
         for key, value in of_the_run.items():
@@ -71,6 +72,15 @@ def check(recipe: Recipe, *, note: str = "") -> Plan:
                     f"{stage.origin}: {key} is decided by the first stage ({value!r}), this one cannot change it to "
                     f"{getattr(config, key)!r}"
                 )
+        if config.teacher_is_previous and not configs:
+            raise ConfigError(f'{stage.origin}: teacher = "previous" needs a stage before it')
+        if isinstance(config, SFTConfig):
+            try:
+                check_data(config, collected=collected)
+            except ConfigError as error:
+                raise ConfigError(f"{stage.origin}: {error}") from None
+        if STAGES[stage.kind].collects:
+            collected.append(stage.name)
         configs.append(replace(config, **of_the_run))
         get_task(config.task)
     return Plan(recipe=recipe, configs=tuple(configs), note=note)

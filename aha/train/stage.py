@@ -11,7 +11,7 @@ from aha.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """Settings that every stage has. A recipe gives those of the run once, above its stages."""
+    """Settings that every stage has, also one that only collects data. A recipe gives them once, above its stages."""
 
     task: str
     """What to learn: "NAME", "NAME:option=value,…" or a data file."""
@@ -19,22 +19,11 @@ class StageConfig:
     """Where to start: a folder, a run, a built-in name, a Hugging Face id, or "scratch" with `architecture`."""
     architecture: str = ""
     """Folder of the config.json and tokenizer of a model to make from nothing, when `model` is "scratch"."""
+    start: Literal["previous", "base"] = "previous"
+    """What the stage begins with: the model that the stage before left, or the run's first model once more, as R1's
+    second supervised stage does."""
     steps: int = 100
-    """Optimiser steps."""
-    learning_rate: float = 1e-5
-    """Peak rate of the optimiser, after the warm-up."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """The rate after the warm-up: "linear" falls to `final_learning_rate_ratio` of the peak at the last step."""
-    final_learning_rate_ratio: float = 0.05
-    """Share of the peak rate that is left at the last step of a "linear" schedule."""
-    warmup_steps: int = 0
-    """Steps in which the rate rises linearly from 0."""
-    weight_decay: float = 0.0
-    """Decoupled decay, on matrices only."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    micro_batch_tokens: int = 4096
-    """Tokens computed at a time: changes memory and speed, not results."""
+    """Steps of the stage: optimiser steps, or batches of prompts where it collects data."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model computes in; "auto" is bfloat16 where the processor has it. Masters are always float32."""
     device: str = "auto"
@@ -57,24 +46,65 @@ class StageConfig:
     """Id in the price book of what an hour of this machine costs."""
 
     def __post_init__(self) -> None:
-        at_least = {"steps": 1, "micro_batch_tokens": 1, "checkpoint_every": 1, "eval_every": 0, "eval_problems": 0,
-                    "max_tokens": 1, "warmup_steps": 0, "weight_decay": 0, "seed": 0}  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        rules = (
-            ("learning_rate", self.learning_rate > 0, "above 0"),
-            ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
-            ("final_learning_rate_ratio", 0 <= self.final_learning_rate_ratio <= 1, "between 0 and 1"),
+        self._check_least(steps=1, checkpoint_every=1, eval_every=0, eval_problems=0, max_tokens=1, seed=0)
+        self._check_rules(
             ("eval_temperature", 0 <= self.eval_temperature <= 10, "between 0 and 10"),
             ("eval_top_p", 0 < self.eval_top_p <= 1, "above 0 and at most 1"),
         )
+
+    @property
+    def num_steps(self) -> int:
+        """All steps of the stage, as checkpoints and metrics count them."""
+        return self.steps
+
+    @property
+    def teacher_is_previous(self) -> bool:
+        """Whether the stage learns from the model that the stage before left."""
+        return False
+
+    def _check_least(self, **at_least: float) -> None:
+        """Raises ConfigError for a field below its least value."""
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def _check_rules(self, *rules: tuple[str, bool, str]) -> None:
+        """Raises ConfigError for a field (name, whether it is in order, the rule) that is not in order."""
         for name, is_ok, rule in rules:
             if not is_ok:
-                raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
 
 
-def scheduled_learning_rate(config: StageConfig, *, step: int) -> float:
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(StageConfig):
+    """Settings of every stage that changes the weights."""
+
+    learning_rate: float = 1e-5
+    """Peak rate of the optimiser, after the warm-up."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """The rate after the warm-up: "linear" falls to `final_learning_rate_ratio` of the peak at the last step."""
+    final_learning_rate_ratio: float = 0.05
+    """Share of the peak rate that is left at the last step of a "linear" schedule."""
+    warmup_steps: int = 0
+    """Steps in which the rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Decoupled decay, on matrices only."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    micro_batch_tokens: int = 4096
+    """Tokens computed at a time: changes memory and speed, not results."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_least(micro_batch_tokens=1, warmup_steps=0, weight_decay=0)
+        self._check_rules(
+            ("learning_rate", self.learning_rate > 0, "above 0"),
+            ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
+            ("final_learning_rate_ratio", 0 <= self.final_learning_rate_ratio <= 1, "between 0 and 1"),
+        )
+
+
+def scheduled_learning_rate(config: TrainingConfig, *, step: int) -> float:
     """Rate of a step, counted from 0: linear warm-up, then constant or linear decay."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     if config.schedule == "constant":

@@ -91,7 +91,7 @@ def _verdict(folder: Path, bill: Bill, after: EvalResult | None) -> str:
 
 def _bill_lines(bill: Bill) -> list[tuple[str, str]]:
     lines = [
-        (f"{phase.name}, {phase.seconds:.0f} s", f"${bill.phase_nano_usd(phase) / 1e9:.5f}") for phase in bill.phases
+        (f"{phase.label}, {phase.seconds:.0f} s", f"${bill.phase_nano_usd(phase) / 1e9:.5f}") for phase in bill.phases
     ]
     lines.append((f"total at ${bill.price.usd_per_hour:.3f} an hour ({bill.price.price_id})", f"${bill.cost_usd:.5f}"))
     if bill.usd_per_point is not None:

@@ -19,7 +19,7 @@ from aha.train import sft
 from aha.train.job import Job
 from aha.train.optimizer import Optimizer
 from aha.train.sft import SFTConfig, draw_examples, encode_demonstration
-from aha.train.stage import StageConfig, derive_seed, scheduled_learning_rate
+from aha.train.stage import TrainingConfig, derive_seed, scheduled_learning_rate
 from aha.types import Completion, FinishReason, Problem
 
 CONFIG = SFTConfig(
@@ -86,7 +86,7 @@ def test_step_whose_gradient_is_not_finite_is_skipped_and_dumped(job: Job) -> No
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
-    config = StageConfig(task="t", steps=10, learning_rate=1.0, schedule="linear", warmup_steps=1)
+    config = TrainingConfig(task="t", steps=10, learning_rate=1.0, schedule="linear", warmup_steps=1)
     rates = [scheduled_learning_rate(config, step=step) for step in range(10)]
     assert rates == pytest.approx([0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     low = replace(config, final_learning_rate_ratio=0.5)

@@ -1,0 +1,177 @@
+"""Distillation: a student learns from a teacher's answers, or from the teacher's distribution on its own answers.
+
+Sources: R1 (arXiv:2501.12948v1) §2.4, supervised training on a teacher's verified answers; GKD (arXiv:2306.13649) and
+its on-policy form, in which the student samples and the teacher says at every token what it would have preferred.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aha.errors import ConfigError
+from aha.models import Transformer
+from aha.tasks import get_task
+from aha.train.batches import TrainingSequence, pack, split_by_tokens
+from aha.train.collecting import CollectingConfig, Collector
+from aha.train.divergence import Divergence, token_divergences
+from aha.train.job import Job
+from aha.train.metrics import rollout_metrics, sample_rows
+from aha.train.optimizer import Optimizer
+from aha.train.rollouts import ProblemStream, collect
+from aha.train.sft import ExampleSource, SupervisedConfig, imitate
+from aha.train.stage import derive_seed, scheduled_learning_rate
+from aha.train.teacher import LocalTeacher, open_teacher
+from aha.types import SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(SupervisedConfig, CollectingConfig):
+    """A student learns from a teacher."""
+
+    teacher: str
+    """Who teaches: "previous" is the model that the stage before left (the student then has start = "base"); else a
+    folder, a run, a built-in name or a Hugging Face id; or "openai:MODEL@BASE_URL", a model behind an endpoint."""
+    method: Literal["sequences", "on_policy"] = "sequences"
+    """Imitate the teacher's verified answers, or follow its distribution on what the student itself writes."""
+    collect_steps: int = 16
+    """Batches of prompts that the teacher answers before the student's first step (method = "sequences")."""
+    divergence: Divergence = "reverse_kl"
+    """What on_policy lowers: reverse_kl seeks the teacher's modes, forward_kl covers them."""
+    teacher_price: str = ""
+    """What an endpoint's tokens cost: an id of the price book, or "IN/OUT" in dollars per million tokens."""
+    budget_usd: float = 0.0
+    """Most dollars that an endpoint may cost; never exceeded, also not over a resume."""
+    requests_per_minute: int = 0
+    """Most requests a minute to an endpoint; 0 leaves it to the endpoint to slow us down."""
+    concurrency: int = 8
+    """Requests to an endpoint at a time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_least(collect_steps=1, requests_per_minute=0, concurrency=1)
+        self._check_rules(("budget_usd", self.budget_usd >= 0, "0 or more"))
+        if self.teacher_is_previous and self.start != "base":
+            raise ConfigError('teacher = "previous" needs start = "base": a model cannot learn from itself')
+        if self.is_endpoint and self.method == "on_policy":
+            raise ConfigError(
+                f'teacher={self.teacher!r}: an endpoint does not show its distribution; use method = "sequences", '
+                "or a teacher whose weights are here"
+            )
+        if self.is_endpoint and not self.budget_usd:
+            raise ConfigError(f"teacher={self.teacher!r} costs money: say how much at most, e.g. budget_usd=1.0")
+        if self.method == "on_policy" and self.temperature == 0:
+            raise ConfigError("on_policy needs temperature above 0, got 0")
+
+    @property
+    def teacher_is_previous(self) -> bool:
+        return self.teacher == "previous"
+
+    @property
+    def is_endpoint(self) -> bool:
+        return self.teacher.startswith("openai:")
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps + (self.collect_steps if self.method == "sequences" else 0)
+
+
+def train(
+    config: DistillConfig,
+    job: Job,
+    *,
+    optimizer: Optimizer | None,
+    first_step: int = 0,
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Run the stage from `first_step` to its end.
+
+    Raises:
+        ConfigError: the teacher cannot be used, or nothing of what it said was right.
+    """
+    if config.method == "on_policy":
+        follow(config, job, optimizer=optimizer, first_step=first_step, state=state)
+        return
+    if first_step < config.collect_steps:
+        with open_teacher(config, job) as teacher:
+            collector = Collector.resumed(config, job, teacher=teacher, state=state)
+            for step in range(first_step, config.collect_steps):
+                collector.step(step)
+                job.after_step(config, step=step, optimizer=optimizer, state=collector.state)
+            collector.finish()
+    source = ExampleSource(config, job, data=[job.stage_name])
+    first_step = max(first_step, config.collect_steps) - config.collect_steps
+    imitate(config, job, source=source, optimizer=optimizer, first_step=first_step, steps_before=config.collect_steps)
+
+
+def follow(
+    config: DistillConfig, job: Job, *, optimizer: Optimizer | None, first_step: int, state: dict[str, Any] | None
+) -> None:
+    """On-policy steps: the student samples, and its divergence from the teacher at every token is lowered."""
+    assert optimizer is not None, "a stage that trains has an optimiser"
+    task = get_task(config.task)
+    stream = ProblemStream(task, seed=config.seed, cursor=(state or {}).get("problem_cursor", 0))
+    sampling = SamplingParams(
+        num_samples=config.num_samples, temperature=config.temperature, max_tokens=config.max_tokens
+    )
+    with open_teacher(config, job) as teacher:
+        assert isinstance(teacher, LocalTeacher)
+        _check_same_vocabulary(job, teacher)
+        for step in range(first_step, config.steps):
+            started = time.perf_counter()
+            seed = derive_seed(config.seed, "step", job.stage_index, step)
+            problems = stream.take(config.prompts_per_step)
+            groups = collect(problems, task=task, chat=job.chat, engine=job.engine, sampling=sampling, seed=seed)
+            metrics = rollout_metrics(groups, num_thinking_tokens=[])
+            sampled_tokens = {key: metrics[key] for key in ("prompt_tokens", "completion_tokens")}
+            job.charge("sampling", seconds=time.perf_counter() - started, **sampled_tokens)
+            started_training = time.perf_counter()
+            sequences = [TrainingSequence(g.prompt_ids, r.completion.token_ids) for g in groups for r in g.rollouts]
+            divergence = _accumulate_gradients(job.model, teacher.engine.model, sequences, config=config)
+            grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
+            learning_rate = scheduled_learning_rate(config, step=step)
+            is_taken = job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
+            if not is_taken:
+                job.dump_skipped(step, sequences)
+            num_tokens = sum(len(s.completion_ids) for s in sequences)
+            job.charge("training", seconds=time.perf_counter() - started_training, trained_tokens=num_tokens)
+            metrics |= {
+                "learning_rate": learning_rate,
+                "loss": divergence,
+                "divergence": divergence,
+                "grad_norm": grad_norm,
+                "is_skipped": not is_taken,
+                "trained_tokens": num_tokens,
+                "tokens_per_second": num_tokens / (time.perf_counter() - started),
+            }
+            job.log_samples(sample_rows(groups, num_samples=config.samples_per_step, step=job.steps_before + step + 1))
+            job.log_step(step, metrics)
+            job.after_step(config, step=step, optimizer=optimizer, state={"problem_cursor": stream.cursor})
+
+
+def _accumulate_gradients(
+    student: Transformer, teacher: Transformer, sequences: Sequence[TrainingSequence], *, config: DistillConfig
+) -> float:
+    """Backpropagate the mean divergence per sampled token; returns it, in nats."""
+    num_tokens = sum(len(s.completion_ids) for s in sequences)
+    total = 0.0
+    for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
+        divergence_M = token_divergences(
+            student, teacher, pack(micro_batch), divergence=config.divergence, temperature=config.temperature
+        )
+        loss = divergence_M.sum() / num_tokens
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def _check_same_vocabulary(job: Job, teacher: LocalTeacher) -> None:
+    """Raises ConfigError when a token id does not mean the same to both models."""
+    is_same_size = job.model.config.vocab_size == teacher.engine.model.config.vocab_size
+    if not is_same_size or job.chat.vocabulary != teacher.chat.vocabulary:
+        raise ConfigError(
+            f"{teacher.name} has another tokenizer than the student, so their distributions cannot be compared; "
+            'use method = "sequences"'
+        )

@@ -1,0 +1,144 @@
+"""Who answers the prompts of a dataset: the policy itself, another model in this process, or one behind an endpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aha import hub
+from aha.chat import ChatFormat
+from aha.engine import Engine
+from aha.evaluate import conversation
+from aha.models import load_model
+from aha.tasks.base import Task
+from aha.train.job import Job
+from aha.train.rollouts import collect
+from aha.types import Completion, Message, Problem, Rollout, RolloutGroup, SamplingParams
+
+if TYPE_CHECKING:
+    from aha.client import Client
+    from aha.train.distill import DistillConfig
+
+
+class Teacher(Protocol):
+    """Answers problems, several times each."""
+
+    @property
+    def name(self) -> str:
+        """For a dataset's card and its rows."""
+
+    @property
+    def terms(self) -> str:
+        """What the teacher's licence says about training on its answers; "" when nothing is known."""
+
+    def answer(self, problems: Sequence[Problem], *, task: Task, sampling: SamplingParams) -> list[RolloutGroup]:
+        """Scored answers of each problem, `num_samples` each."""
+
+    def charge(self, job: Job, *, seconds: float, metrics: Mapping[str, Any]) -> None:
+        """Put what the answers cost on the job's bill."""
+
+
+@dataclass(frozen=True)
+class LocalTeacher:
+    """A model in this process."""
+
+    engine: Engine
+    chat: ChatFormat
+    name: str
+    terms: str = ""
+
+    def answer(self, problems: Sequence[Problem], *, task: Task, sampling: SamplingParams) -> list[RolloutGroup]:
+        assert sampling.seed is not None
+        return collect(problems, task=task, chat=self.chat, engine=self.engine, sampling=sampling, seed=sampling.seed)
+
+    def charge(self, job: Job, *, seconds: float, metrics: Mapping[str, Any]) -> None:
+        prompt_tokens, completion_tokens = metrics["prompt_tokens"], metrics["completion_tokens"]
+        job.charge("sampling", seconds=seconds, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
+@dataclass(frozen=True)
+class EndpointTeacher:
+    """A model behind an OpenAI-compatible endpoint; its client keeps the budget and every paid reply."""
+
+    client: Client
+
+    @property
+    def name(self) -> str:
+        return f"{self.client.endpoint.model} at {self.client.endpoint.base_url}"
+
+    @property
+    def terms(self) -> str:
+        from aha.client import terms_notice
+
+        return terms_notice(self.client.endpoint)
+
+    def answer(self, problems: Sequence[Problem], *, task: Task, sampling: SamplingParams) -> list[RolloutGroup]:
+        from aha.client import BudgetExceededError
+
+        # An endpoint draws as it likes: a seed on the wire would only make equal requests look different.
+        asked = dataclasses.replace(sampling, seed=None)
+        conversations = [conversation(task, problem=problem) for problem in problems]
+        try:
+            completions_PG = self.client.respond(conversations, asked)
+        except BudgetExceededError:
+            # What was paid for lies in the journal: asked one by one, it is answered again at no cost.
+            completions_PG = [self._paid(messages, asked) for messages in conversations]
+            if not any(completions_PG):
+                raise
+        return [
+            RolloutGroup(problem, (), tuple(Rollout(c, task.score(problem, c)) for c in completions))
+            for problem, completions in zip(problems, completions_PG, strict=True)
+            if completions
+        ]
+
+    def _paid(self, messages: list[Message], sampling: SamplingParams) -> list[Completion]:
+        from aha.client import BudgetExceededError
+
+        try:
+            return self.client.respond([messages], sampling)[0]
+        except BudgetExceededError:
+            return []
+
+    def charge(self, job: Job, *, seconds: float, metrics: Mapping[str, Any]) -> None:
+        job.charge("waiting for the teacher", seconds=seconds)
+        job.charge_endpoint(
+            price.price_id if (price := self.client.endpoint.price) else "",
+            spent_nano_usd=self.client.spent_nano_usd,
+            prompt_tokens=metrics["prompt_tokens"],
+            completion_tokens=metrics["completion_tokens"],
+        )
+
+
+@contextmanager
+def open_teacher(config: DistillConfig, job: Job) -> Iterator[Teacher]:
+    """The teacher that a stage names, for as long as it is needed.
+
+    Raises:
+        AhaError: no such model or endpoint, or an endpoint without a key, a price or a budget.
+    """
+    if config.is_endpoint:
+        from aha.client import Client, parse_endpoint, terms_notice
+
+        endpoint = parse_endpoint(config.teacher, price=config.teacher_price)
+        if notice := terms_notice(endpoint):
+            job.console.say(notice)
+        journal = job.run.data_folder(job.stage_name) / "replies.journal"
+        with Client(
+            endpoint,
+            budget_usd=config.budget_usd,
+            requests_per_minute=config.requests_per_minute,
+            max_concurrency=config.concurrency,
+            journal=journal,
+            on_notice=job.console.say,
+        ) as client:
+            yield EndpointTeacher(client)
+        return
+    folder = job.teacher_folder(job.stage_index) if config.teacher_is_previous else hub.resolve(config.teacher)
+    model = load_model(folder, dtype=job.dtype, device=str(job.model.device)).requires_grad_(False)
+    chat = ChatFormat.load(folder)
+    engine = Engine(model, decode=chat.decode, stop_token_ids=chat.stop_token_ids)
+    name = "the model before this stage" if config.teacher_is_previous else config.teacher
+    yield LocalTeacher(engine, chat, name=name)
