@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -22,49 +23,35 @@ class Figure:
 
 def draw_figures(found: RunFolder) -> list[Figure]:
     """The curves of a run, without those that it has no numbers for."""
-
-    def line(label: str, key: str, style: str = "main") -> Line:
-        return Line(label=label, points=_curve(found.steps, key), style=style)
-
-    def figure(caption: str, show: Callable[[float], str], *lines: Line) -> Figure:
-        y_range = (0.0, 1.0) if show is _share else None
-        return Figure(caption=caption, chart=line_chart(caption, lines=lines, show=show, y_range=y_range))
-
+    held_out = Line(label="held out", points=_held_out(found), has_dots=True)
+    training = _line(found, _Curve("training", "pass_at_1", "third"))
     figures = [
-        figure(
+        _figure(
             "pass@1 on held-out problems with 95 % intervals, and share of right rollouts in training",
             _share,
-            line("training", "pass_at_1", "third"),
-            Line(label="held out", points=_held_out(found), has_dots=True),
-        ),
-        figure("reward of the rollouts, mean of a step", words.quantity, line("reward", "reward_mean")),
-        figure(
-            "length in tokens: the thinking, and the whole answer",
-            words.quantity,
-            line("whole", "mean_tokens", "third"),
-            line("thinking", "mean_thinking_tokens"),
-        ),
-        figure(
-            "groups of rollouts: mixed ones teach, all-right and all-wrong ones have nothing to compare",
-            _share,
-            line("all right", "all_right_fraction", "third"),
-            line("all wrong", "all_wrong_fraction", "second"),
-            line("mixed", "teaching_fraction"),
-        ),
-        figure(
-            "entropy of the policy, nats a token; near 0 it no longer explores",
-            words.quantity,
-            line("entropy", "entropy"),
-        ),
-        figure(
-            "distance to the teacher, nats a token on the student's own answers",
-            words.quantity,
-            line("divergence", "divergence"),
-        ),
-        figure("loss of the supervised steps", words.quantity, _supervised_loss(found)),
-        figure("speed, tokens a second", words.quantity, line("tokens/s", "tokens_per_second")),
+            [training, held_out],
+        )
     ]
+    figures += [_figure(caption, show, [_line(found, curve) for curve in curves]) for caption, show, *curves in _CHARTS]
+    figures.append(_figure("loss of the supervised steps", words.quantity, [_supervised_loss(found)]))
     return [figure for figure in figures if figure.chart]
+
+
+class _Curve(NamedTuple):
+    """One number of the steps' rows."""
+
+    label: str
+    key: str
+    style: str = "main"
+
+
+def _line(found: RunFolder, curve: _Curve) -> Line:
+    return Line(label=curve.label, points=_curve(found.steps, curve.key), style=curve.style)
+
+
+def _figure(caption: str, show: Callable[[float], str], lines: Sequence[Line]) -> Figure:
+    y_range = (0.0, 1.0) if show is _share else None
+    return Figure(caption=caption, chart=line_chart(caption, lines=lines, show=show, y_range=y_range))
 
 
 def _curve(rows: Sequence[Row], key: str) -> list[Point]:
@@ -95,3 +82,29 @@ def _supervised_loss(found: RunFolder) -> Line:
     """The loss of policy-gradient steps is left out: its size means nothing."""
     rows = [row for row in found.steps if number(row, "reward_mean") is None]
     return Line(label="loss", points=_curve(rows, "loss"))
+
+
+_CHARTS: tuple[Any, ...] = (
+    ("reward of the rollouts, mean of a step", words.quantity, _Curve("reward", "reward_mean")),
+    (
+        "length in tokens: the thinking, and the whole answer",
+        words.quantity,
+        _Curve("whole", "mean_tokens", "third"),
+        _Curve("thinking", "mean_thinking_tokens"),
+    ),
+    (
+        "groups of rollouts: mixed ones teach, all-right and all-wrong ones have nothing to compare",
+        _share,
+        _Curve("all right", "all_right_fraction", "third"),
+        _Curve("all wrong", "all_wrong_fraction", "second"),
+        _Curve("mixed", "teaching_fraction"),
+    ),
+    ("entropy of the policy, nats a token; near 0 it no longer explores", words.quantity, _Curve("entropy", "entropy")),
+    (
+        "distance to the teacher, nats a token on the student's own answers",
+        words.quantity,
+        _Curve("divergence", "divergence"),
+    ),
+    ("speed, tokens a second", words.quantity, _Curve("tokens/s", "tokens_per_second")),
+)
+"""Caption, how its numbers are shown, and the curves."""
