@@ -61,7 +61,85 @@ warmup_steps = 2
 advantage_scale = "none"
 """
 )
-RECIPES = {"two_stages": TWO_STAGES, "grpo_alone": GRPO_ALONE}
+R1 = (
+    HEAD
+    + """
+task = {task}
+
+[[stage]]
+name = "cold"
+kind = "sft"
+data = [{cold}]
+steps = 8
+examples_per_step = 4
+
+[[stage]]
+name = "rl"
+kind = "grpo"
+steps = 3
+prompts_per_step = 4
+group_size = 4
+learning_rate = 1e-4
+
+[[stage]]
+name = "rejected"
+kind = "rejection"
+steps = 4
+prompts_per_step = 4
+num_samples = 4
+keep_per_prompt = 2
+
+[[stage]]
+name = "again"
+kind = "sft"
+start = "base"
+data = ["rejected"]
+steps = 5
+examples_per_step = 3
+
+[[stage]]
+name = "rl_all"
+kind = "grpo"
+steps = 3
+prompts_per_step = 4
+group_size = 4
+learning_rate = 1e-4
+kl_coef = 0.01
+"""
+)
+DISTILL = (
+    HEAD
+    + """
+task = {task}
+prompts_per_step = 4
+
+[[stage]]
+name = "cold"
+kind = "sft"
+data = [{cold}]
+steps = 16
+examples_per_step = 4
+
+[[stage]]
+name = "taught"
+kind = "distill"
+teacher = "previous"
+start = "base"
+collect_steps = 3
+steps = 4
+examples_per_step = 3
+
+[[stage]]
+name = "followed"
+kind = "distill"
+teacher = "previous"
+start = "base"
+method = "on_policy"
+steps = 5
+num_samples = 2
+"""
+)
+RECIPES = {"two_stages": TWO_STAGES, "grpo_alone": GRPO_ALONE, "r1": R1, "distill": DISTILL}
 CLOCK = {"time_seconds", "wall_seconds", "cost_usd", "tokens_per_second", "rollout_seconds", "train_seconds"}
 
 
@@ -74,10 +152,11 @@ class Runs:
         data = folder / "data.jsonl"
         rows = [{"prompt": f"question {n}", "answer": "(?s)[01].*"} for n in range(30)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cold = folder / "cold.jsonl"
+        cold.write_text("".join(json.dumps({"prompt": f"question {n}", "answer": str(n % 2)}) + "\n" for n in range(9)))
         self.recipe = folder / "recipe.toml"
-        self.recipe.write_text(
-            recipe.format(base=json.dumps(str(base)), task=json.dumps(f"{data}:verify=regex,test_fraction=0.3"))
-        )
+        task = json.dumps(f"{data}:verify=regex,test_fraction=0.3")
+        self.recipe.write_text(recipe.format(base=json.dumps(str(base)), task=task, cold=json.dumps(str(cold))))
 
     def whole(self) -> Path:
         """The folder of a run that nobody stops; in this process, which saves the start of another."""
@@ -121,6 +200,8 @@ def assert_same_run(ours: Path, whole: Path) -> None:
     assert newest_ours.name == newest_whole.name
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (newest_ours / name).read_bytes() == (newest_whole / name).read_bytes()
+    for name in sorted(str(path.relative_to(whole)) for path in whole.glob("data/*/*")):
+        assert (ours / name).read_bytes() == (whole / name).read_bytes()
     for name in ("before.jsonl", "after.jsonl"):
         assert (ours / "eval" / name).read_bytes() == (whole / "eval" / name).read_bytes()
     assert json.loads((ours / "run.json").read_text())["status"] == "finished"
@@ -182,6 +263,28 @@ def test_ctrl_c_saves_the_step_in_hand_exits_with_130_and_resumes_to_the_same_bi
     assert (out / "report.html").exists()
     steps = [row["step"] for row in logged(out, "metrics.jsonl") if row["kind"] == "step"]
     assert list_checkpoints(out)[-1].name == f"step_{steps[-1]:06d}"
+    runs.finish(out)
+    assert_same_run(out, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["r1", "distill"])
+def test_run_killed_once_in_every_stage_resumes_to_the_same_bits(make_runs: Any, name: str) -> None:
+    """Each kill comes while the stage's steps are being written, at another moment in each."""
+    runs = make_runs(name)
+    whole = runs.whole()
+    log = logged(whole, "metrics.jsonl")
+    ends = [index for index, row in enumerate(log) if row["kind"] == "stage"]
+    out = runs.folder / "killed"
+    arguments: tuple[str | Path, ...] = (runs.recipe, "--out", out)
+    num_killed = 0
+    for end in ends:
+        process = runs.start(*arguments)
+        runs.stop(process, out, with_signal=signal.SIGKILL, rows=end - 1, delay=random.uniform(0, 0.05))
+        process.communicate()
+        num_killed += process.returncode == -signal.SIGKILL
+        arguments = (out, "--resume")
+    assert num_killed == len(ends)
     runs.finish(out)
     assert_same_run(out, whole)
 

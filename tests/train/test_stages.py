@@ -1,0 +1,169 @@
+"""Recipes of several stages: what each hands to the next, how each is measured and billed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aha.models import load_model
+from aha.train import train
+from aha.train.dataset import read_examples
+from tests.train.conftest import Aha, FirstToken, assert_refused, rows, write_stages
+
+SHARED = {
+    "task": "first_token", "dtype": "float32", "max_tokens": 2, "eval_problems": 8, "checkpoint_every": 50,
+    "learning_rate": 1e-2, "seed": 1,
+}  # fmt: skip
+COLD = {"kind": "sft", "name": "cold", "steps": 12, "examples_per_step": 4}
+RL = {
+    "kind": "grpo", "name": "rl", "steps": 2, "prompts_per_step": 3, "group_size": 4, "preflight_prompts": 0,
+    "learning_rate": 1e-4,
+}  # fmt: skip
+REJECTED = {"kind": "rejection", "name": "rejected", "steps": 2, "prompts_per_step": 8, "num_samples": 4}
+AGAIN = {"kind": "sft", "name": "again", "start": "base", "data": ["rejected"], "steps": 12, "examples_per_step": 4}
+LAST = {**RL, "name": "rl_all"}
+TAUGHT = {
+    "kind": "distill", "name": "taught", "teacher": "previous", "start": "base", "steps": 12, "collect_steps": 2,
+    "prompts_per_step": 8, "examples_per_step": 4, "num_samples": 4,
+}  # fmt: skip
+FOLLOWED = {**TAUGHT, "name": "followed", "method": "on_policy", "steps": 16}
+
+
+@pytest.fixture
+def run(tmp_path: Path, base_folder: Path, first_token: FirstToken) -> Any:
+    def call(*stages: dict[str, object], **changes: object) -> Path:
+        recipe = write_stages(tmp_path / "many.toml", {**SHARED, "model": str(base_folder), **changes}, *stages)
+        return train(recipe, out=tmp_path / "out")
+
+    return call
+
+
+def test_the_five_stages_of_r1_run_in_order_and_the_score_rises(run: Any) -> None:
+    folder = run(COLD, RL, REJECTED, AGAIN, LAST)
+    stages = rows(folder, "stage")
+    assert [(row["stage"], row["stage_kind"]) for row in stages] == [
+        ("cold", "sft"), ("rl", "grpo"), ("rejected", "rejection"), ("again", "sft"), ("rl_all", "grpo"),
+    ]  # fmt: skip
+    assert [row["step"] for row in stages] == [12, 14, 16, 28, 30]
+    assert stages[2]["pass_at_1"] is None
+    before, after = rows(folder, "eval")[0], rows(folder, "eval")[-1]
+    assert after["pass_at_1"] > before["pass_at_1"] + 0.5
+    assert len(rows(folder, "eval")) == 5
+    examples = read_examples(folder / "data" / "rejected")
+    assert {example.answer for example in examples} == {"2"}
+    page = (folder / "report.html").read_text()
+    assert "Stage by stage" in page
+    assert "<th>rejected</th><td>rejection</td><td>2</td><td>–</td>" in page
+
+
+def test_every_stage_has_its_rows_in_the_bill_and_they_add_up(run: Any) -> None:
+    folder = run(COLD, REJECTED, AGAIN)
+    bill = json.loads((folder / "bill.json").read_text())
+    labels = [(phase["stage"], phase["name"]) for phase in bill["phases"]]
+    assert labels == [
+        ("", "evaluation before"),
+        ("cold", "supervised training"),
+        ("cold", "evaluation during training"),
+        ("rejected", "sampling"),
+        ("again", "supervised training"),
+        ("", "evaluation after"),
+    ]
+    assert sum(phase["cost_usd"] for phase in bill["phases"]) == pytest.approx(bill["cost_usd"], abs=1e-12)
+    cold = rows(folder, "stage")[0]
+    mine = [phase for phase in bill["phases"] if phase["stage"] == "cold"]
+    assert cold["cost_usd"] == pytest.approx(sum(phase["cost_usd"] for phase in mine), abs=1e-12)
+    assert cold["trained_tokens"] == sum(phase["trained_tokens"] for phase in mine)
+
+
+def test_stage_that_starts_from_the_base_forgets_what_came_before(run: Any, base_folder: Path) -> None:
+    """With a rate too small to matter, what is left after the second stage is the base again."""
+    folder = run(COLD, REJECTED, {**AGAIN, "steps": 1, "learning_rate": 1e-12})
+    base, final = load_model(base_folder, dtype="float32"), load_model(folder / "model", dtype="float32")
+    for name, parameter in final.named_parameters():
+        torch.testing.assert_close(parameter, dict(base.named_parameters())[name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["sequences", "on_policy"])
+def test_student_learns_what_the_stage_before_left(run: Any, method: str) -> None:
+    folder = run(COLD, TAUGHT if method == "sequences" else FOLLOWED)
+    before, after_teacher, after = (row["pass_at_1"] for row in rows(folder, "eval"))
+    assert after_teacher > before + 0.5
+    assert after > before + 0.5
+    steps = [row for row in rows(folder, "step") if row["step"] > COLD["steps"]]
+    if method == "on_policy":
+        assert steps[-1]["divergence"] < 0.5 * steps[0]["divergence"]
+    else:
+        assert [("num_kept" in row, "loss" in row) for row in (steps[0], steps[2])] == [(True, False), (False, True)]
+        assert len(steps) == 14
+
+
+def test_teacher_may_be_a_folder_and_the_student_goes_on_from_the_previous_stage(run: Any, tmp_path: Path) -> None:
+    teacher = run(COLD)
+    recipe = write_stages(
+        tmp_path / "second.toml",
+        {**SHARED, "model": SHARED.get("model", str(tmp_path / "base"))},
+        {**TAUGHT, "teacher": str(teacher), "start": "previous"},
+    )
+    base = json.loads((teacher / "run.json").read_text())
+    assert base["status"] == "finished"
+    overrides = [f"model={read_model(teacher)}"]
+    folder = train(recipe, overrides=overrides, out=tmp_path / "student")
+    before, after = (row["pass_at_1"] for row in rows(folder, "eval"))
+    assert after > before + 0.5
+    assert f"| teacher | {teacher} |" in (folder / "data" / "taught" / "README.md").read_text()
+
+
+def read_model(folder: Path) -> str:
+    import tomllib
+
+    recipe = tomllib.loads((folder / "recipe.toml").read_text())
+    stage = recipe["stage"][0] if isinstance(recipe["stage"], list) else recipe
+    return str(stage["model"])
+
+
+@pytest.mark.parametrize(
+    ("stages", "parts"),
+    [
+        ([{**TAUGHT}], ["'taught'", 'teacher = "previous" needs a stage before it']),
+        ([COLD, {**TAUGHT, "start": "previous"}], ['teacher = "previous" needs start = "base"']),
+        ([COLD, {**AGAIN, "data": ["rejectd"]}], ["data 'rejectd' is neither an earlier stage"]),
+        ([AGAIN, REJECTED], ["data 'rejected' is neither an earlier stage that collects (none)"]),
+        ([{**COLD, "demonstration_share": 0.5}], ["demonstration_share mixes demonstrations into data"]),
+        ([{**TAUGHT, "teacher": "openai:x@http://127.0.0.1:1/v1"}], ["say how much at most", "budget_usd"]),
+        (
+            [{**FOLLOWED, "teacher": "openai:x@http://127.0.0.1:1/v1", "budget_usd": 1.0}],
+            ["an endpoint does not show its distribution"],
+        ),
+        ([{**REJECTED, "kind": "rejected"}], ["unknown stage 'rejected'", "did you mean 'rejection'"]),
+        ([COLD, {**REJECTED, "keep_per_prompt": 0}], ["keep_per_prompt must be at least 1, got 0"]),
+    ],
+)
+def test_recipe_that_cannot_work_is_refused_before_anything_runs(
+    aha: Aha, tmp_path: Path, base_folder: Path, first_token: FirstToken, stages: list[Any], parts: list[str]
+) -> None:
+    recipe = write_stages(tmp_path / "bad.toml", {**SHARED, "model": str(base_folder)}, *stages)
+    assert_refused(aha(recipe, "--out", tmp_path / "never"), *parts)
+    assert not (tmp_path / "never").exists()
+
+
+def test_teacher_with_another_vocabulary_is_refused(
+    aha: Aha, tmp_path: Path, base_folder: Path, first_token: FirstToken
+) -> None:
+    """The built-in model has the same number of tokens as the test's, or another: both must be noticed."""
+    other = tmp_path / "other"
+    load_model(base_folder, dtype="float32").save(other)
+    for path in base_folder.iterdir():
+        if path.name.startswith(("tokenizer", "chat_template", "special")):
+            text = path.read_text()
+            (other / path.name).write_text(text.replace('"a": ', '"ä": ', 1) if path.name == "tokenizer.json" else text)
+    assert (other / "tokenizer.json").read_text() != (base_folder / "tokenizer.json").read_text()
+    recipe = write_stages(
+        tmp_path / "far.toml",
+        {**SHARED, "model": str(base_folder)},
+        {**FOLLOWED, "teacher": str(other), "start": "previous", "steps": 1},
+    )
+    assert_refused(aha(recipe, "--out", tmp_path / "out"), "has another tokenizer", 'method = "sequences"')
