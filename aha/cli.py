@@ -104,6 +104,13 @@ def train(
     verify: Annotated[
         str, typer.Option(metavar="KIND", help="How DATA.jsonl is judged: number, exact, choice, …")
     ] = "",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve the report on this machine while the run goes on.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --watch; 0 takes a free one.")] = 8080,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="SINK", help="tensorboard or wandb: metrics go there too.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but errors.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take: memory, time, dollars.")] = False,
     knobs: Annotated[
@@ -133,7 +140,15 @@ def train(
         print(describe_needs(source, overrides=overrides))
         return
     with Console("quiet" if quiet else "auto") as console:
-        train_source(source, overrides=overrides, out=out, resume=resume, console=console)
+        train_source(
+            source,
+            overrides=overrides,
+            out=out,
+            resume=resume,
+            console=console,
+            track=track or (),
+            watch_port=port if watch else None,
+        )
 
 
 def _with_verifier(source: str, kind: str) -> str:

@@ -34,11 +34,16 @@ def write(run_folder: Path) -> Path:
     return path
 
 
-def render(found: RunFolder) -> str:
-    """The report as one HTML text without references to anything outside itself."""
+def render(found: RunFolder, *, refresh_seconds: int = 0) -> str:
+    """The report as one HTML text without references to anything outside itself.
+
+    Args:
+        refresh_seconds: how often a browser should ask for it again; 0 never.
+    """
     difference = _difference(found)
     page = _template().render(
         css=Markup(resources.files("aha.report").joinpath("page.css").read_text(encoding="utf-8")),
+        refresh_seconds=refresh_seconds,
         found=found,
         name=found.path.resolve().name,
         subtitle=_subtitle(found),

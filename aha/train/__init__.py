@@ -3,7 +3,7 @@
 from aha.rooms import make_callable
 from aha.train.losses import LOSSES
 from aha.train.pipeline import train
-from aha.train.source import KINDS as STAGES
+from aha.train.stages import STAGES
 
 __all__ = ["LOSSES", "STAGES", "train"]
 

@@ -24,6 +24,7 @@ from aha.train.console import Console
 from aha.train.optimizer import Optimizer
 from aha.train.rollouts import respond_with
 from aha.train.run import Run, load_parameters
+from aha.train.sinks import Sinks
 from aha.train.stage import StageConfig
 from aha.types import SamplingParams
 
@@ -55,6 +56,8 @@ class Job:
     num_stages: int = 1
     steps_before: int = 0
     """Steps of the recipe's earlier stages: metrics and checkpoints count through."""
+    sinks: Sinks | None = None
+    """Where metrics go besides metrics.jsonl."""
     is_interrupted: bool = False
     """Set by the signal handler; the step in hand is finished and saved first."""
 
@@ -120,8 +123,13 @@ class Job:
             **metrics,
             "cost_usd": bill.cost_usd,
         }
-        self.run.append("metrics.jsonl", [_without_nan(row)])
+        self._log(_without_nan(row))
         self.console.row(row)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.run.append("metrics.jsonl", [row])
+        if self.sinks is not None:
+            self.sinks.log(row)
 
     def log_samples(self, rows: list[dict[str, Any]]) -> None:
         """Append completions to samples.jsonl."""
@@ -172,7 +180,7 @@ class Job:
         """Append an evaluation after `step` steps of the run to metrics.jsonl and show it."""
         names = ("pass_at_1", "interval_low", "interval_high", "mean_tokens", "mean_thinking_tokens")
         row = {"kind": "eval", "step": step, **{name: getattr(result, name) for name in names}}
-        self.run.append("metrics.jsonl", [row])
+        self._log(row)
         self.console.row(row)
 
     def log_stage(self, *, kind: str, num_steps: int, result: EvalResult | None) -> None:
@@ -190,7 +198,7 @@ class Job:
             **{name: getattr(result, name) if result else None for name in measured},
             **{name: getattr(bill, name) for name in billed},
         }
-        self.run.append("metrics.jsonl", [row])
+        self._log(row)
 
     def begin_stage(self, config: StageConfig, *, load_base: Callable[[Transformer], None]) -> None:
         """Make the model what the stage begins with, and keep what the one before left where it is to teach."""

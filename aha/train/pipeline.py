@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
-import platform
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from aha import hub, report
 from aha.chat import ChatFormat
@@ -35,7 +29,8 @@ from aha.train.grpo_config import GRPOConfig
 from aha.train.job import EVAL_SEED, Interrupted, Job
 from aha.train.optimizer import Optimizer
 from aha.train.preflight import run_preflight
-from aha.train.run import FORMAT_VERSION, Checkpoint, Run, load_parameters, new_run_folder
+from aha.train.run import Checkpoint, Run, describe_run, load_parameters, new_run_folder
+from aha.train.sinks import check_sinks, open_sinks
 from aha.train.source import Plan, find_resumable, read_run, read_source
 from aha.train.stage import StageConfig, TrainingConfig, derive_seed
 from aha.train.stages import STAGES
@@ -56,6 +51,8 @@ def train(
     out: Path | None = None,
     resume: bool = False,
     console: Console | None = None,
+    track: Sequence[str] = (),
+    watch_port: int | None = None,
 ) -> Path:
     """Train a recipe, a task or a data file; returns the run's folder.
 
@@ -65,12 +62,15 @@ def train(
         out: the run's folder; None takes runs/NAME, or the next free runs/NAME-2.
         resume: go on from the newest checkpoint of the run.
         console: where to show the run; None shows nothing.
+        track: names of SINKS that get the metrics too.
+        watch_port: serves the report on this machine while the run goes on; 0 takes a free port, None serves nothing.
 
     Raises:
         AhaError: anything that the user can put right.
         Interrupted: Ctrl-C; the checkpoint is written.
     """
     texts = [f"{k}={v}" for k, v in overrides.items()] if isinstance(overrides, dict) else list(overrides)
+    check_sinks(track)
     folder: Path | None = None
     if resume:
         folder = find_resumable(str(source), out=out, parent=RUNS)
@@ -92,8 +92,36 @@ def train(
             price=price,
             num_stages=len(plan.configs),
         )
-        _run(plan, job, resume=resume)
+        with _shown(job, watch_port=watch_port), _tracked(plan, job, track):
+            _run(plan, job, resume=resume)
     return folder
+
+
+@contextlib.contextmanager
+def _shown(job: Job, *, watch_port: int | None) -> Iterator[None]:
+    """The live report, where it was asked for."""
+    if watch_port is None:
+        yield
+        return
+    with report.serve_live(job.run.folder, port=watch_port) as address:
+        job.console.say(f"live report: {address}")
+        yield
+
+
+@contextlib.contextmanager
+def _tracked(plan: Plan, job: Job, names: Sequence[str]) -> Iterator[None]:
+    """The sinks, where any were asked for."""
+    if not names:
+        yield
+        return
+    saved = job.run.newest_checkpoint()
+    config = {stage.name: dict(stage.values) for stage in plan.recipe.stages}
+    first_step = saved.step if saved else 0
+    job.sinks = open_sinks(names, job.run.folder, config=config, first_step=first_step, say=job.console.say)
+    try:
+        yield
+    finally:
+        job.sinks.close()
 
 
 def _check_lengths(plan: Plan, *, chat: ChatFormat, window: int) -> None:
@@ -142,7 +170,7 @@ def _run(plan: Plan, job: Job, *, resume: bool) -> None:
     run, console, first = job.run, job.console, plan.configs[0]
     saved = _saved(plan, job) if resume else None
     run.write_text("recipe.toml", dump_recipe(_resolved(plan, job)))
-    run.write_json("run.json", _describe_run("running"))
+    run.write_json("run.json", describe_run("running"))
     if plan.note:
         console.say(plan.note)
     console.say(
@@ -155,7 +183,7 @@ def _run(plan: Plan, job: Job, *, resume: bool) -> None:
             _finish(plan, job)
     except (AhaError, KeyboardInterrupt) as error:
         with contextlib.suppress(AhaError):  # a full disk has said so already
-            run.write_json("run.json", _describe_run("interrupted"))
+            run.write_json("run.json", describe_run("interrupted"))
         if isinstance(error, Interrupted):
             report.write(run.folder)
             console.say(f"stopped and saved; go on with: aha train {run.folder} --resume")
@@ -332,34 +360,9 @@ def _finish(plan: Plan, job: Job) -> None:
         ledger.record_all(bill.ledger_rows(run.ledger_id))
         if ledger.warning:
             job.console.say(ledger.warning)
-    run.write_json("run.json", _describe_run("finished"))
+    run.write_json("run.json", describe_run("finished"))
     report.write(run.folder)
     job.console.summary(summarise(run.folder, bill=bill))
-
-
-def _describe_run(status: str) -> dict[str, Any]:
-    return {
-        "format": FORMAT_VERSION,
-        "aha_version": metadata.version("aha"),
-        "torch_version": torch.__version__,
-        "status": status,
-        "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "system": platform.system(),
-            "processor": _processor(),
-            "num_cpus": os.cpu_count(),
-            "num_threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 @contextlib.contextmanager

@@ -1,0 +1,56 @@
+"""The live report: on this machine only, and as the run stands now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from aha.errors import ConfigError
+from aha.report import serve_live
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "status": "running"}))
+    return tmp_path
+
+
+def test_page_shows_the_run_as_it_stands_and_asks_to_be_loaded_again(folder: Path) -> None:
+    with serve_live(folder, port=0) as address:
+        assert address.startswith("http://127.0.0.1:")
+        first = httpx.get(address)
+        assert (first.status_code, first.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert 'http-equiv="refresh" content="5"' in first.text
+        row = {"kind": "step", "step": 7, "reward_mean": 0.5, "time_seconds": 1.0, "cost_usd": 0.0}
+        # A line that is still being written may not spoil the page.
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n" + '{"kind": "st')
+        assert "7 steps" in httpx.get(address).text
+        (folder / "run.json").write_text(json.dumps({"format": 1, "status": "finished"}))
+        assert 'http-equiv="refresh"' not in httpx.get(address).text
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+
+
+def test_nothing_else_is_served_and_nobody_else(folder: Path) -> None:
+    with serve_live(folder, port=0) as address:
+        assert httpx.get(address + "recipe.toml").status_code == 404
+        assert httpx.get(address + "../metrics.jsonl").status_code == 404
+        assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 403
+        assert httpx.post(address).status_code == 501
+
+
+def test_folder_without_a_run_yet_says_so(tmp_path: Path) -> None:
+    with serve_live(tmp_path / "none", port=0) as address:
+        answer = httpx.get(address)
+        assert answer.status_code == 503
+        assert "not yet" in answer.text
+
+
+def test_port_in_use_is_refused_with_the_fix(folder: Path) -> None:
+    with serve_live(folder, port=0) as address:
+        port = int(address.rstrip("/").rpartition(":")[2])
+        with pytest.raises(ConfigError, match=f"port {port} cannot be used"), serve_live(folder, port=port):
+            pass
