@@ -92,11 +92,11 @@ class Client:
         )
         self._slots = asyncio.Semaphore(max_concurrency)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._journal = Journal.open(journal) if journal else None
-        self._account = Account(endpoint.price, budget_nano_usd=budget, journal=self._journal, say=self._say)
         self._transport = Transport(
             endpoint, timeout_seconds=timeout_seconds, max_connections=max_concurrency, clock=self._clock
         )
+        self._journal = Journal.open(journal) if journal else None
+        self._account = Account(endpoint.price, budget_nano_usd=budget, journal=self._journal, say=self._say)
         self._loop = LoopThread(on_close=self._transport.close)
         self._say_what_is_odd()
 
