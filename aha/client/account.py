@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import asdict
 from decimal import Decimal
-from typing import Any
 
 from aha.client.endpoint import BudgetExceededError, Reply
 from aha.client.journal import Journal
@@ -158,7 +156,7 @@ class Charge:
         """The request was answered. With `is_kept`, its reply is on disk when this returns."""
         journal = self._account.journal
         if journal and self._journal_id is not None and is_kept:
-            journal.write_reply(self._journal_id, key=key, cost_nano_usd=reply.cost_nano_usd, reply=_to_row(reply))
+            journal.write_reply(self._journal_id, key=key, reply=reply)
         elif journal and self._journal_id is not None:
             journal.write_lost(self._journal_id, cost_nano_usd=reply.cost_nano_usd, why="streamed")
         self._end(reply.cost_nano_usd)
@@ -178,10 +176,6 @@ class Charge:
         assert self._is_open, "a charge ends once"
         self._is_open = False
         self._account.free(self.worst_nano_usd, spent_nano_usd=cost_nano_usd)
-
-
-def _to_row(reply: Reply) -> dict[str, Any]:
-    return {name: value for name, value in asdict(reply).items() if name not in ("is_from_journal", "cost_nano_usd")}
 
 
 def _usd(nano_usd: int) -> str:

@@ -55,7 +55,13 @@ class Transport:
                 # Reading the certificates takes 50 ms. A context without any trusts nobody, and http needs none.
                 verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else True,
                 timeout=httpx.Timeout(timeout_seconds, connect=min(MAX_CONNECT_SECONDS, timeout_seconds / 2)),
-                limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+                limits=httpx.Limits(
+                    max_connections=max_connections,
+                    max_keepalive_connections=max_connections,
+                    # Shorter than servers' (uvicorn: 5 s): a request on a connection that is just being closed is
+                    # lost, and counted.
+                    keepalive_expiry=2.0,
+                ),
                 follow_redirects=False,
                 # The environment's proxy and certificates are the user's own choice, but never stand between us and
                 # this machine itself.
@@ -104,7 +110,7 @@ class Transport:
             if not response.is_success:
                 raise await self._failure(response)
             reader = _BodyReader(on_chunk)
-            is_stream = "event-stream" in response.headers.get("content-type", "")
+            is_stream = "event-stream" in response.headers.get("content-type", "").lower()
             await _pump(response, limit=MAX_BODY_BYTES, sink=reader.read_event_bytes if is_stream else reader.keep)
             return reader.finish()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -75,6 +76,26 @@ def request_body(
     if sampling.seed is not None:
         body["seed"] = (sampling.seed + sample_index) % _MAX_SEED
     return body
+
+
+def rewording_for(refusal: str, *, body: Mapping[str, Any]) -> str:
+    """How a refused request can be said otherwise without asking for anything else; "" where it cannot.
+
+    OpenAI's reasoning models know only max_completion_tokens, and some vendors refuse a seed.
+    """
+    if "max_completion_tokens" in refusal and "max_tokens" in body:
+        return "max_completion_tokens"
+    return "no seed" if "seed" in body and re.search(r"\bseed\b", refusal) else ""
+
+
+def reword(body: Mapping[str, Any], *, rewordings: frozenset[str]) -> dict[str, Any]:
+    """A body with the rewordings that `rewording_for` has asked for."""
+    words = dict(body)
+    if "max_completion_tokens" in rewordings and "max_tokens" in words:
+        words["max_completion_tokens"] = words.pop("max_tokens")
+    if "no seed" in rewordings:
+        words.pop("seed", None)
+    return words
 
 
 def worst_usage(messages: Sequence[Message], *, max_tokens: int) -> Usage:

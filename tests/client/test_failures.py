@@ -14,6 +14,7 @@ import pytest
 
 from aha.client import Client, Endpoint, EndpointError
 from aha.client.retries import backoff_seconds, retry_after_seconds
+from aha.types import SamplingParams
 from tests.client.conftest import (
     COST,
     KEY,
@@ -161,6 +162,26 @@ def test_an_empty_account_is_not_a_rate_limit(live: LiveEndpoint, make_client: M
     with pytest.raises(EndpointError, match="quota; top up the account"):
         client.chat(QUESTION, SAMPLING)
     assert client.num_requests == 1
+
+
+def test_a_field_that_is_refused_is_said_otherwise_once_and_for_all(
+    live: LiveEndpoint, make_client: MakeClient, clock: FakeClock, notices: list[str]
+) -> None:
+    live.script = [
+        refuse(400, "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."),
+        refuse(422, "extra field: seed"),
+    ]
+    sampling = SamplingParams(max_tokens=100, seed=3)
+    client = make_client(max_retries=0)
+    assert client.chat(QUESTION, sampling).content == "7"
+    assert client.chat(QUESTION, sampling).content == "7"
+    fields = [set(body) & {"max_tokens", "max_completion_tokens", "seed"} for body in live.bodies]
+    assert fields == [{"max_tokens", "seed"}, {"max_completion_tokens", "seed"}, *[{"max_completion_tokens"}] * 2]
+    assert len(notices) == 2
+    live.default = refuse(400, "seed and max_completion_tokens are wrong")
+    with pytest.raises(EndpointError, match="are wrong"):
+        client.chat(QUESTION, sampling)
+    assert clock.sleeps == []
 
 
 @pytest.mark.parametrize("body", [b'{"detail": "no"}', b'{"error": "no"}', b'{"message": "no"}', b"no"])
