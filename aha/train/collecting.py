@@ -122,6 +122,10 @@ class Collector:
         return self.job.run.data_folder(self.name) / FILE
 
     @property
+    def num_examples(self) -> int:
+        return len(self._seen)
+
+    @property
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps for `resumed`."""
         return {"problem_cursor": self.stream.cursor, "dropped": dict(self.dropped)}
@@ -146,7 +150,7 @@ class Collector:
         self.teacher.charge(job, seconds=seconds, metrics=metrics)
         metrics |= {
             "num_kept": len(kept),
-            "num_examples": len(self._seen),
+            "num_examples": self.num_examples,
             "tokens_per_second": metrics["completion_tokens"] / seconds,
         }
         job.log_samples(sample_rows(groups, num_samples=config.samples_per_step, step=job.steps_before + step + 1))
@@ -228,7 +232,7 @@ class Collector:
             )
         config = self.config
         facts = {
-            "examples": len(self._seen),
+            "examples": self.num_examples,
             "task": self.task.name,
             "teacher": self.teacher.name,
             "answers a prompt": config.num_samples,
@@ -239,4 +243,4 @@ class Collector:
         }
         card = describe_dataset(self.name, facts=facts, dropped=self.dropped, licence=self.teacher.terms)
         self.job.run.write_text(f"data/{self.name}/README.md", card)
-        self.job.console.say(f"{self.name}: {len(self._seen)} examples in {self.path.parent}")
+        self.job.console.say(f"{self.name}: {self.num_examples} examples in {self.path.parent}")

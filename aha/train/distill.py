@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aha.client import ENDPOINT_PREFIX, BudgetExceededError
 from aha.errors import ConfigError
 from aha.models import Transformer
 from aha.tasks import get_task
@@ -71,7 +72,7 @@ class DistillConfig(SupervisedConfig, CollectingConfig):
 
     @property
     def is_endpoint(self) -> bool:
-        return self.teacher.startswith("openai:")
+        return self.teacher.startswith(ENDPOINT_PREFIX)
 
     @property
     def num_steps(self) -> int:
@@ -98,7 +99,11 @@ def train(
         with open_teacher(config, job) as teacher:
             collector = Collector.resumed(config, job, teacher=teacher, state=state)
             for step in range(first_step, config.collect_steps):
-                collector.step(step)
+                try:
+                    collector.step(step)
+                except BudgetExceededError as error:
+                    job.console.say(f"{error}; going on with the {collector.num_examples} examples bought so far")
+                    break
                 job.after_step(config, step=step, optimizer=optimizer, state=collector.state)
             collector.finish()
     source = ExampleSource(config, job, data=[job.stage_name])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aha import hub
 from aha.chat import ChatFormat
+from aha.client import BudgetExceededError, Client, parse_endpoint, terms_notice
 from aha.engine import Engine
 from aha.evaluate import conversation
 from aha.models import load_model
@@ -19,8 +20,11 @@ from aha.train.rollouts import collect
 from aha.types import Completion, Message, Problem, Rollout, RolloutGroup, SamplingParams
 
 if TYPE_CHECKING:
-    from aha.client import Client
     from aha.train.distill import DistillConfig
+
+TIMEOUT_SECONDS = 120.0
+SLOWEST_TOKENS_PER_SECOND = 10.0
+"""Below this an endpoint counts as stalled."""
 
 
 class Teacher(Protocol):
@@ -71,13 +75,9 @@ class EndpointTeacher:
 
     @property
     def terms(self) -> str:
-        from aha.client import terms_notice
-
         return terms_notice(self.client.endpoint)
 
     def answer(self, problems: Sequence[Problem], *, task: Task, sampling: SamplingParams) -> list[RolloutGroup]:
-        from aha.client import BudgetExceededError
-
         # An endpoint draws as it likes: a seed on the wire would only make equal requests look different.
         asked = dataclasses.replace(sampling, seed=None)
         conversations = [conversation(task, problem=problem) for problem in problems]
@@ -95,8 +95,6 @@ class EndpointTeacher:
         ]
 
     def _paid(self, messages: list[Message], sampling: SamplingParams) -> list[Completion]:
-        from aha.client import BudgetExceededError
-
         try:
             return self.client.respond([messages], sampling)[0]
         except BudgetExceededError:
@@ -120,14 +118,13 @@ def open_teacher(config: DistillConfig, job: Job) -> Iterator[Teacher]:
         AhaError: no such model or endpoint, or an endpoint without a key, a price or a budget.
     """
     if config.is_endpoint:
-        from aha.client import Client, parse_endpoint, terms_notice
-
         endpoint = parse_endpoint(config.teacher, price=config.teacher_price)
         if notice := terms_notice(endpoint):
             job.console.say(notice)
         journal = job.run.data_folder(job.stage_name) / "replies.journal"
         with Client(
             endpoint,
+            timeout_seconds=TIMEOUT_SECONDS + config.max_tokens / SLOWEST_TOKENS_PER_SECOND,
             budget_usd=config.budget_usd,
             requests_per_minute=config.requests_per_minute,
             max_concurrency=config.concurrency,
