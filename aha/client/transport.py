@@ -48,7 +48,7 @@ class Transport:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "aha"}
         if endpoint.api_key:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
-        is_plain = endpoint.is_loopback and endpoint.base_url.startswith("http:")
+        is_plain = endpoint.is_loopback and not endpoint.is_encrypted
         try:
             self._http = httpx.AsyncClient(
                 headers=headers,
