@@ -55,7 +55,7 @@ class Endpoint:
     model: str
     """As the endpoint names it."""
     api_key: str = field(default="", repr=False)
-    """Secret: never shown, logged or written. "" sends none."""
+    """Secret: never shown, logged or written (`dataclasses.asdict` would give it away). "" sends none."""
     price: TokenPrice | None = None
     """None is unknown: costs count as 0, and a budget is refused."""
 

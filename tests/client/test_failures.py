@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -325,6 +327,51 @@ def test_a_stream_that_nobody_wants_any_more_ends_and_counts(live: LiveEndpoint,
     stream.close()
     assert gone.wait(2.0)
     assert client.spent_nano_usd == WORST
+
+
+# Made for this test alone, signed by nobody: openssl req -x509 -newkey ec -nodes -days 36500 -subj /CN=localhost
+SELF_SIGNED = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgrzkVQtaoQlE1BI/5
+432GT8GeStKFSUlKIMlWetzwV0yhRANCAASURGweTAkV3mjG0sdD2lW1PUtXyPwV
+RLOuo3Gh91bhMAxeKYuuX14uKAD6vvZOUkBwCV9eEr7P/6kTMvfsKw1d
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBnDCCAUGgAwIBAgIUXCecrszIfRWQ/Bmv3TQ0YKyktXwwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNDIxMDM0M1oYDzIxMjYxMDMx
+MjEwMzQzWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAASURGweTAkV3mjG0sdD2lW1PUtXyPwVRLOuo3Gh91bhMAxeKYuuX14u
+KAD6vvZOUkBwCV9eEr7P/6kTMvfsKw1do28wbTAdBgNVHQ4EFgQUOcIjnF7DGWt/
+sntw1s4sP7JGqH8wHwYDVR0jBBgwFoAUOcIjnF7DGWt/sntw1s4sP7JGqH8wDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSQAwRgIhAObWz7vbu0889D6zGVOzL2OoaiL4qnlfltLSU5cz876qAiEA
+/sSdqBN1Xj7tWs+XsXIC9HVNHn86cnLNrkmrAlzv+Ak=
+-----END CERTIFICATE-----
+"""
+
+
+def test_a_certificate_that_nobody_vouches_for_ends_it_before_the_key_is_sent(clock: FakeClock, tmp_path: Any) -> None:
+    (tmp_path / "self_signed.pem").write_text(SELF_SIGNED)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "self_signed.pem")
+    heard: list[bytes] = []
+
+    def listen(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+            heard.append(tls.recv(100))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=listen, args=(listener,))
+        thread.start()
+        base_url = f"https://localhost:{listener.getsockname()[1]}/v1"
+        with Client(Endpoint(base_url=base_url, model="m", api_key=KEY, price=PRICE), clock=clock) as client:
+            with pytest.raises(EndpointError, match="cannot be reached.*CERTIFICATE_VERIFY_FAILED"):
+                client.chat(QUESTION, SAMPLING)
+            assert client.spent_nano_usd == 0
+        thread.join()
+    assert not any(heard)
+    assert clock.sleeps == []
 
 
 @pytest.fixture
