@@ -14,7 +14,7 @@ from decimal import Decimal
 from aha.client.endpoint import BudgetExceededError, Reply
 from aha.client.journal import Journal
 from aha.cost import TokenPrice
-from aha.cost.prices import NANO_PER_USD
+from aha.cost.prices import NANO_PER_USD, token_names
 from aha.errors import ConfigError
 from aha.types import Usage
 
@@ -34,8 +34,8 @@ def read_budget(budget_usd: float | None, *, price: TokenPrice | None) -> int | 
         raise ConfigError(f"budget_usd must be a number from 0 to {MAX_BUDGET_USD:,}, got {budget_usd!r}")
     if price is None:
         raise ConfigError(
-            "budget_usd needs the endpoint's price, which is unknown; give price=NAME of the price book (`aha cost "
-            "prices` lists them) or your own dollars per million tokens with custom_token_price"
+            "budget_usd needs the endpoint's price, which is unknown; give price=NAME of the price book "
+            f"({', '.join(token_names())}) or your own dollars per million tokens with custom_token_price"
         )
     return int(amount * NANO_PER_USD)
 

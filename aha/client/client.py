@@ -250,9 +250,10 @@ class Client:
                 body = await self._transport.post(request.body, on_chunk=sink.push if sink else None)
                 reply = self._read(body, request=request, charge=charge, started=started)
             except FailedAttempt as failure:
-                charge.lose(
-                    charge.cost_of(failure.usage) if failure.is_paid else 0, why=self.endpoint.quote(str(failure))
-                )
+                cost = charge.cost_of(failure.usage) if failure.is_paid else 0
+                if not failure.is_paid:
+                    admission.num_tokens = 0
+                charge.lose(cost, why=self.endpoint.quote(failure.reason))
                 raise
             charge.pay(reply, key=request.key, is_kept=sink is None)
             admission.num_tokens = reply.usage.prompt_tokens + reply.usage.completion_tokens

@@ -48,7 +48,7 @@ class Transport:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", "User-Agent": "aha"}
         if endpoint.api_key:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
-        is_plain = endpoint.is_loopback and endpoint.base_url.startswith("http:")
+        is_plain = endpoint.is_loopback and not endpoint.is_encrypted
         try:
             self._http = httpx.AsyncClient(
                 headers=headers,
@@ -97,7 +97,8 @@ class Transport:
             # Retrying does not make a wrong certificate right.
             is_retryable = "CERTIFICATE_VERIFY_FAILED" not in str(error)
             reason = f"cannot be reached: {self._endpoint.quote(str(error) or type(error).__name__)}"
-            raise FailedAttempt(reason, is_retryable=is_retryable, is_paid=False) from None
+            fix = "" if is_retryable else "a private authority's certificate is named with SSL_CERT_FILE"
+            raise FailedAttempt(reason, is_retryable=is_retryable, is_paid=False, fix=fix) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             said = self._endpoint.quote(str(error)) or type(error).__name__
             raise FailedAttempt(f"broke the connection: {said}", is_retryable=True, is_paid=True) from None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aha.client.endpoint import Endpoint
-from aha.client.retries import FailedAttempt
+from aha.client.retries import FailedAttempt, is_retryable_status
 from aha.client.thinking import Split, split_thinking
 from aha.errors import RequestError
 from aha.types import FinishReason, Message, SamplingParams, Usage
@@ -135,9 +135,10 @@ def read_answer(body: Mapping[str, Any], *, worst: Usage) -> Answer:
     """
     if body.get("error"):
         usage = read_usage(body.get("usage"), worst=worst, num_text_bytes=0)
-        raise FailedAttempt(
-            f"answered with an error: {error_message(body)}", is_retryable=True, is_paid=True, usage=usage
-        )
+        status = _count(_mapping(body["error"]).get("code"))  # a gateway's word for what its upstream answered
+        is_retryable = status is None or not 400 <= status < 500 or is_retryable_status(status)
+        failure = f"answered with an error: {error_message(body)}"
+        raise FailedAttempt(failure, is_retryable=is_retryable, is_paid=True, usage=usage)
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None

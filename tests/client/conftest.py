@@ -106,6 +106,7 @@ class QuietServer(ThreadingHTTPServer):
     """Clients that hang up are what these tests are about; other errors are shown."""
 
     daemon_threads = True
+    request_queue_size = 128  # the default of 5 drops connections of a batch
     block_on_close = False  # no waiting for connections that a client keeps alive
 
     def handle_error(self, request: Any, client_address: Any) -> None:

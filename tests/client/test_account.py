@@ -139,7 +139,10 @@ def test_a_budget_that_is_none_is_refused(make_client: MakeClient, budget: float
 
 
 def test_a_budget_needs_a_price_and_without_one_all_costs_are_0(make_client: MakeClient) -> None:
-    with pytest.raises(ConfigError, match=r"budget_usd needs the endpoint's price.*price=NAME.*custom_token_price"):
+    with pytest.raises(
+        ConfigError,
+        match=r"budget_usd needs the endpoint's price.*price=NAME.*deepseek-r1.*custom_token_price",
+    ):
         make_client(price=None, budget_usd=1.0)
     client = make_client(price=None)
     assert client.chat(QUESTION, SAMPLING).cost_nano_usd == client.spent_nano_usd == 0
@@ -352,7 +355,7 @@ def test_a_killed_or_interrupted_run_goes_on_without_paying_twice(
     client = make_client(journal=path, max_concurrency=4)
     assert client.spent_nano_usd == 6 * COST + 4 * WORST
     answers = [row[0].answer for row in client.respond(questions(12), SAMPLING)]
-    assert answers == ["first"] * 6 + ["second"] * 6
+    assert sorted(answers) == ["first"] * 6 + ["second"] * 6
     assert len(live.bodies) == 16
     assert client.spent_nano_usd == 12 * COST + 4 * WORST
 
@@ -420,8 +423,8 @@ def test_a_failure_sends_nothing_new_and_keeps_what_was_paid(
 
 
 def test_a_stalled_server_does_not_hold_a_batch(live: LiveEndpoint, make_client: MakeClient) -> None:
-    live.script = [stall(0.5)] * 2
-    client = make_client(timeout_seconds=0.2)
+    live.script = [stall(1.5)] * 2
+    client = make_client(timeout_seconds=0.6)
     assert len(client.respond(questions(6), SAMPLING)) == 6
     assert client.spent_nano_usd == 6 * COST + 2 * WORST
 

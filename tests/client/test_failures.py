@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ import pytest
 
 from aha.client import Client, Endpoint, EndpointError
 from aha.client.retries import backoff_seconds, retry_after_seconds
-from aha.types import SamplingParams
+from aha.types import Message, SamplingParams
 from tests.client.conftest import (
     COST,
     KEY,
@@ -79,7 +82,7 @@ PAID: dict[str, Behaviour] = {
     "502": refuse(502, "bad gateway"),
     "504": refuse(504, "gateway timeout"),
     "reset": reset,
-    "stall": stall(0.6),
+    "stall": stall(1.5),
     "trickled headers": trickle,
     "trickled body": trickle_body,
     "cut body": lambda r: r.say(WHOLE[:50], length=len(WHOLE)),
@@ -102,7 +105,7 @@ PAID: dict[str, Behaviour] = {
 @pytest.mark.parametrize("name", [*FREE, *PAID])
 def test_what_may_pass_is_tried_again(live: LiveEndpoint, make_client: MakeClient, clock: FakeClock, name: str) -> None:
     live.script = [(FREE | PAID)[name]]
-    client = make_client(timeout_seconds=0.3)
+    client = make_client(timeout_seconds=0.6)
     assert client.chat(QUESTION, SAMPLING).content == "7"
     assert (client.num_requests, client.num_retries) == (2, 1)
     assert clock.sleeps == [pytest.approx(0.375, abs=0.125)]
@@ -154,6 +157,14 @@ def test_what_cannot_pass_is_not_tried_again(live: LiveEndpoint, make_client: Ma
     assert KEY not in repr(caught.value)
     assert client.num_requests == 1
     assert client.spent_nano_usd == 0
+
+
+def test_a_gateways_error_in_a_200_is_believed(live: LiveEndpoint, make_client: MakeClient) -> None:
+    live.default = lambda r: r.say(b'{"error": {"message": "context too long", "code": 400}}')
+    client = make_client()
+    with pytest.raises(EndpointError, match="answered with an error: context too long$"):
+        client.chat(QUESTION, SAMPLING)
+    assert client.num_requests == 1
 
 
 def test_an_empty_account_is_not_a_rate_limit(live: LiveEndpoint, make_client: MakeClient) -> None:
@@ -318,6 +329,51 @@ def test_a_stream_that_nobody_wants_any_more_ends_and_counts(live: LiveEndpoint,
     assert client.spent_nano_usd == WORST
 
 
+# Made for this test alone, signed by nobody: openssl req -x509 -newkey ec -nodes -days 36500 -subj /CN=localhost
+SELF_SIGNED = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgrzkVQtaoQlE1BI/5
+432GT8GeStKFSUlKIMlWetzwV0yhRANCAASURGweTAkV3mjG0sdD2lW1PUtXyPwV
+RLOuo3Gh91bhMAxeKYuuX14uKAD6vvZOUkBwCV9eEr7P/6kTMvfsKw1d
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBnDCCAUGgAwIBAgIUXCecrszIfRWQ/Bmv3TQ0YKyktXwwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNDIxMDM0M1oYDzIxMjYxMDMx
+MjEwMzQzWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAASURGweTAkV3mjG0sdD2lW1PUtXyPwVRLOuo3Gh91bhMAxeKYuuX14u
+KAD6vvZOUkBwCV9eEr7P/6kTMvfsKw1do28wbTAdBgNVHQ4EFgQUOcIjnF7DGWt/
+sntw1s4sP7JGqH8wHwYDVR0jBBgwFoAUOcIjnF7DGWt/sntw1s4sP7JGqH8wDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSQAwRgIhAObWz7vbu0889D6zGVOzL2OoaiL4qnlfltLSU5cz876qAiEA
+/sSdqBN1Xj7tWs+XsXIC9HVNHn86cnLNrkmrAlzv+Ak=
+-----END CERTIFICATE-----
+"""
+
+
+def test_a_certificate_that_nobody_vouches_for_ends_it_before_the_key_is_sent(clock: FakeClock, tmp_path: Any) -> None:
+    (tmp_path / "self_signed.pem").write_text(SELF_SIGNED)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "self_signed.pem")
+    heard: list[bytes] = []
+
+    def listen(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+            heard.append(tls.recv(100))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=listen, args=(listener,))
+        thread.start()
+        base_url = f"https://localhost:{listener.getsockname()[1]}/v1"
+        with Client(Endpoint(base_url=base_url, model="m", api_key=KEY, price=PRICE), clock=clock) as client:
+            with pytest.raises(EndpointError, match="cannot be reached.*CERTIFICATE_VERIFY_FAILED"):
+                client.chat(QUESTION, SAMPLING)
+            assert client.spent_nano_usd == 0
+        thread.join()
+    assert not any(heard)
+    assert clock.sleeps == []
+
+
 @pytest.fixture
 def waiting(live: LiveEndpoint) -> Iterator[threading.Event]:
     """Set once a request that is never answered has arrived."""
@@ -351,3 +407,30 @@ def test_closing_ends_what_is_under_way_and_counts_it(make_client: MakeClient, w
     assert client.spent_nano_usd == WORST
     with pytest.raises(RuntimeError, match="the client is closed"):
         client.chat(QUESTION, SAMPLING)
+
+
+def test_through_any_weather_every_answer_arrives_once_and_the_books_are_right(
+    live: LiveEndpoint, make_client: MakeClient, tmp_path: Any
+) -> None:
+    weather = random.Random(3)
+    paid: list[int] = []
+    lock = threading.Lock()
+
+    def any_weather(request: Request) -> None:
+        name = request.body["messages"][0]["content"]
+        with lock:
+            kind = weather.choice(["good"] * 30 + [*FREE] + [*PAID])
+            paid.append(COST if kind == "good" else 0 if kind in FREE else WORST)
+        (ok(f"answer to {name}") if kind == "good" else (FREE | PAID)[kind])(request)
+
+    live.default = any_weather
+    client = make_client(timeout_seconds=0.7, max_retries=100, budget_usd=1.0, journal=tmp_path / "j.jsonl")
+    questions = [[Message("user", f"question {i:05}")] for i in range(40)]
+    rows = client.respond(questions, SAMPLING)
+    assert [row[0].answer for row in rows] == [f"answer to question {i:05}" for i in range(40)]
+    assert client.spent_nano_usd == sum(paid)
+    assert client.num_requests == len(paid) == 40 + client.num_retries
+    client.close()
+    resumed = make_client(journal=tmp_path / "j.jsonl")
+    assert resumed.spent_nano_usd == sum(paid)
+    assert resumed.respond(questions, SAMPLING) == rows

@@ -11,6 +11,7 @@ import pytest
 
 from aha.client import Client, Endpoint, EndpointError, Reply
 from aha.cost import custom_token_price
+from aha.evaluate import evaluate
 from aha.types import Delta, FinishReason, Message, SamplingParams
 
 QUESTION = [Message("user", "3 7 8 > 24")]
@@ -88,3 +89,11 @@ def test_the_servers_words_reach_the_user(asking: Callable[..., Client]) -> None
         EndpointError, match=r"answered 404 Not Found: the model 'no' is not served here.*choose from: babble"
     ):
         asking(model="no").chat(QUESTION, SAMPLING)
+
+
+def test_an_endpoint_is_evaluated_like_any_model(asking: Callable[..., Client]) -> None:
+    client = asking()
+    sampling = SamplingParams(max_tokens=16)
+    result = evaluate("countdown", client.respond, num_problems=2, num_samples=2, sampling=sampling)
+    assert result.num_completions == 4
+    assert 0 < result.mean_tokens <= 16
