@@ -29,7 +29,7 @@ class TrainingSequence:
         return len(self.prompt_ids) + len(self.completion_ids)
 
     @property
-    def num_trained_tokens(self) -> int:
+    def num_trained(self) -> int:
         return len(self.completion_ids)
 
 

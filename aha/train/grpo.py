@@ -25,6 +25,7 @@ from aha.train.losses import PolicyTokens, UpdateSize, sum_tokens
 from aha.train.metrics import rollout_metrics, sample_rows
 from aha.train.optimizer import Optimizer
 from aha.train.rollouts import ProblemStream, collect
+from aha.train.speed import speed_metrics
 from aha.train.stage import derive_seed, scheduled_learning_rate
 from aha.train.tally import UpdateTally, merge
 from aha.train.watchdog import explain
@@ -36,8 +37,8 @@ def train(
 ) -> None:
     """Run the stage from `first_step` to its end.
 
-    Source: DeepSeekMath (arXiv:2402.03300); R1 §2.2.1; dropping flat groups and the token mean as in DAPO
-    (arXiv:2503.14476).
+    Source: DeepSeekMath (arXiv:2402.03300); R1 §2.2.1; dropping flat groups as in DAPO (arXiv:2503.14476); the
+    losses' own papers stand in aha.train.losses.
 
     Args:
         state: what the checkpoint kept for this stage: the problems taken so far.
@@ -48,8 +49,10 @@ def train(
         num_samples=config.group_size, temperature=config.temperature, max_tokens=config.max_tokens
     )
     reference = job.load_reference(first_step=first_step) if config.kl_coef else None
+    ended = time.perf_counter()
     for step in range(first_step, config.steps):
         started = time.perf_counter()
+        other_seconds = started - ended
         groups: list[RolloutGroup] = []
         while num_missing := missing_prompts(groups, config):
             problems = stream.take(num_missing)
@@ -73,11 +76,12 @@ def train(
             if not is_taken:
                 job.dump_skipped(step, minibatch)
             updates.append({**update, "grad_norm": grad_norm, "staleness": staleness, "is_skipped": not is_taken})
-        train_seconds = time.perf_counter() - started
+        ended = time.perf_counter()
+        train_seconds = ended - started
 
         metrics = rollout_metrics(groups, num_thinking_tokens=thinking_tokens(groups, job.chat)) | merge(updates)
         metrics["teaching_fraction"] = sum(any(advantages_of(group, config)) for group in groups) / len(groups)
-        num_trained = sum(s.num_trained_tokens for s in sequences)
+        num_trained = sum(s.num_trained for s in sequences)
         prompt_tokens, completion_tokens = metrics["prompt_tokens"], metrics["completion_tokens"]
         job.charge(
             "sampling", seconds=rollout_seconds, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
@@ -88,7 +92,15 @@ def train(
             "trained_tokens": num_trained,
             "rollout_seconds": rollout_seconds,
             "train_seconds": train_seconds,
-            "tokens_per_second": completion_tokens / (rollout_seconds + train_seconds),
+            "other_seconds": other_seconds,
+            **speed_metrics(
+                job.model,
+                minibatches,
+                micro_batch_tokens=config.micro_batch_tokens,
+                completion_tokens=completion_tokens,
+                rollout_seconds=rollout_seconds,
+                train_seconds=train_seconds,
+            ),
             "note": explain(metrics),
         }
         job.log_samples(sample_rows(groups, num_samples=config.samples_per_step, step=job.steps_before + step + 1))
@@ -147,7 +159,7 @@ def accumulate_gradients(
     """
     objective = config.chosen_loss
     size = UpdateSize(
-        num_tokens=sum(s.num_trained_tokens for s in sequences),
+        num_tokens=sum(s.num_trained for s in sequences),
         num_sequences=len(sequences),
         max_tokens=config.max_tokens,
     )
@@ -192,7 +204,7 @@ def policy_tokens(sequences: Sequence[TrainingSequence], *, logprobs_M: Tensor, 
     Where a sequence has no old log-probabilities the old policy is this one: the ratio is exactly 1, and its gradient
     is that of the log-probability.
     """
-    lengths = [s.num_trained_tokens for s in sequences]
+    lengths = [s.num_trained for s in sequences]
     now = logprobs_M.detach().split(lengths)
     old = [now.new_tensor(s.old_logprobs) if s.old_logprobs else now for s, now in zip(sequences, now, strict=True)]
     return PolicyTokens(
@@ -213,7 +225,7 @@ def with_old_logprobs(
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
         batch = pack(micro_batch)
         logprobs_M = token_logprobs(model, batch, temperature=config.temperature).logprobs_M
-        per_sequence = logprobs_M.split([s.num_trained_tokens for s in micro_batch])
+        per_sequence = logprobs_M.split([s.num_trained for s in micro_batch])
         updated += [
             dataclasses.replace(s, old_logprobs=tuple(logprobs.tolist()))
             for s, logprobs in zip(micro_batch, per_sequence, strict=True)
