@@ -183,7 +183,7 @@ def test_sampler_of_other_numbers_is_measured_and_corrected(job: Job) -> None:
     job.engine = Engine(rounded, stop_token_ids=job.chat.stop_token_ids)
     step = run(replace(CONFIG, steps=1, importance_cap=1.0), job)[-1]
     assert step["mismatch_kl"] > 1e-3
-    assert step["sampler_gap"] > 1e-3
+    assert step["sampler_gap"] > 1e-4
     assert step["importance_max"] > 1.01
     assert 0.0 < step["importance_capped_fraction"] < 1.0
     assert not step["is_skipped"]

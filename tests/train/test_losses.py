@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -196,6 +198,12 @@ def test_every_loss_comes_with_its_paper_s_settings() -> None:
         "rloo": ("sequence_mean", "leave_one_out", 0.2, 0.2),
     }
     assert GRPOConfig(task="countdown").loss == "dapo", "the shipped recipes were measured with it"
+
+
+def test_page_about_losses_knows_every_loss_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
+    table = page.split("| `loss` |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == NAMES
 
 
 def test_stage_replaces_a_loss_s_settings_one_by_one() -> None:

@@ -62,7 +62,10 @@ advantage_scale = "none"
 """
 )
 RECIPES = {"two_stages": TWO_STAGES, "grpo_alone": GRPO_ALONE}
-CLOCK = {"time_seconds", "cost_usd", "tokens_per_second", "rollout_seconds", "train_seconds"}
+CLOCK = {
+    "time_seconds", "cost_usd", "tokens_per_second", "rollout_tokens_per_second", "train_tokens_per_second", "mfu",
+    "rollout_seconds", "train_seconds", "other_seconds", "peak_memory_bytes",
+}  # fmt: skip
 
 
 class Runs:
