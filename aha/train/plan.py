@@ -98,7 +98,7 @@ class Plan:
     memory: tuple[MemoryItem, ...]
     time: tuple[TimeItem, ...]
     num_sampled_tokens: int
-    num_trained: int
+    num_trained_tokens: int
     advice: tuple[str, ...]
     """What to change when it does not fit; empty when it does."""
 
@@ -145,7 +145,7 @@ def plan(config: ModelConfig, *, run: RunShape, machine: Machine) -> Plan:
         memory=_memory(config, run, machine),
         time=_time(config, run, machine),
         num_sampled_tokens=round((num_sampled + num_evaluated) * run.completion_tokens),
-        num_trained=num_completions * run.completion_tokens,
+        num_trained_tokens=num_completions * run.completion_tokens,
         advice=(),
     )
     return result if result.fits else dataclasses.replace(result, advice=_advice(result))
@@ -348,7 +348,7 @@ def describe(plan: Plan) -> str:
     )
     cost = (
         f"cost  ${plan.cost_usd:.2f} at ${machine.price.usd_per_hour:g} an hour ({machine.price.price_id}), for "
-        f"{plan.num_sampled_tokens:,} tokens sampled and {plan.num_trained:,} trained"
+        f"{plan.num_sampled_tokens:,} tokens sampled and {plan.num_trained_tokens:,} trained"
     )
     lines = [title, "", f"memory{'GiB':>42}"]
     remarks = {"always": "", "sampling": "  while sampling", "training": "  while training"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from aha.train.importance import mismatch_kl, sampler_ratio
@@ -63,8 +64,10 @@ class UpdateTally:
             "importance_capped_fraction": importance_M > (self._cap or float("inf")),
         }
         self._num_tokens += len(ratio_M)
-        for name, value_M in values.items():
-            self._sums[name] += value_M.sum().item()
+        # Fetched together: on a GPU each fetch waits for all that was asked of it before.
+        sums = torch.stack([value_M.sum().double() for value_M in values.values()]).tolist()
+        for name, value in zip(values, sums, strict=True):
+            self._sums[name] += value
         self._importance_max = max(self._importance_max, importance_M.max().item())
 
     def metrics(self) -> dict[str, float]:

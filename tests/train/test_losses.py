@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,6 +169,44 @@ def test_loss_and_gradient_are_those_of_the_paper_s_formula(
     )  # fmt: skip
     assert found.loss == pytest.approx(slow.loss, rel=1e-9, abs=1e-9)
     assert found.gradient_M.tolist() == pytest.approx(slow.gradient, rel=1e-9, abs=1e-9)
+
+
+def share_of(update: list[SlowSequence], *, size: UpdateSize, name: str) -> tuple[float, list[list[float]]]:
+    """A micro-batch's share of the update's loss, and its gradient by sequence."""
+    loss, lengths = LOSSES[name], [len(s.logprobs) for s in update]
+    logprobs_M = torch.tensor([v for s in update for v in s.logprobs], dtype=torch.float64, requires_grad=True)
+    tokens = PolicyTokens(
+        logprobs_M=logprobs_M,
+        old_logprobs_M=torch.tensor([v for s in update for v in s.old_logprobs], dtype=torch.float64),
+        advantages_M=torch.tensor([s.advantage for s in update for _ in s.logprobs], dtype=torch.float64),
+        lengths=lengths,
+    )
+    losses_M = loss.token_losses(tokens, clip_low=0.2, clip_high=0.28).losses_M
+    share = sum_tokens(losses_M, tokens=tokens, aggregation=loss.aggregation) / size.normaliser(loss.aggregation)
+    (gradient_M,) = torch.autograd.grad(share, logprobs_M)
+    return share.item(), [part.tolist() for part in gradient_M.split(lengths)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
+@given(update=updates(), draw=st.data())
+def test_shares_of_micro_batches_add_up_however_the_update_is_split_and_ordered(
+    name: str, update: list[SlowSequence], draw: st.DataObject
+) -> None:
+    size = UpdateSize(
+        num_tokens=sum(len(s.logprobs) for s in update), num_sequences=len(update), max_tokens=MAX_TOKENS
+    )  # fmt: skip
+    whole, gradients = share_of(update, size=size, name=name)
+    order = draw.draw(st.permutations(range(len(update))))
+    is_cut = draw.draw(st.lists(st.booleans(), min_size=len(order), max_size=len(order)))
+    starts = [0, *(i for i in range(1, len(order)) if is_cut[i]), len(order)]
+    total = 0.0
+    for start, end in pairwise(starts):
+        share, parts = share_of([update[i] for i in order[start:end]], size=size, name=name)
+        total += share
+        for i, part in zip(order[start:end], parts, strict=True):
+            assert part == pytest.approx(gradients[i], rel=1e-12, abs=1e-14)
+    assert total == pytest.approx(whole, rel=1e-10, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
