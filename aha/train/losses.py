@@ -205,7 +205,7 @@ LOSSES: dict[str, Loss] = {
         clip_low=3e-4,
         clip_high=4e-4,
     ),
-    # No lower clip: MiniMax-M1 §3.1. A largest weight of 5, which TRL recommends: the paper gives none.
+    # No lower clip: MiniMax-M1 §3.1, which names no upper one. A largest weight of 5: ScaleRL (arXiv:2510.13786).
     "cispo": Loss(
         token_losses=cispo_loss,
         aggregation="token_mean",

@@ -24,8 +24,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
     return {
         "reward_mean": _mean(rewards),
         "reward_std": statistics.pstdev(rewards) if rewards else 0.0,
-        "group_reward_std": _mean([statistics.pstdev(rewards) for g in groups if (rewards := _judged_rewards(g))]),
         **reward_parts(judged),
+        "group_reward_std": _mean([statistics.pstdev(values) for g in groups if (values := _judged_rewards(g))]),
         "pass_at_1": _mean([r.score.is_correct for r in judged]),
         "mean_tokens": _mean(lengths),
         "shortest_tokens": min(lengths, default=0),

@@ -20,7 +20,7 @@ from aha.train.tally import merge
 from aha.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, Score
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
-CONDITIONAL = {"reward_NAME_mean", "reward_NAME_std", "scoring_seconds"}
+CONDITIONAL = {"reward_NAME_mean", "reward_NAME_std", "scoring_seconds", "mean_turns", "mean_observation_tokens"}
 """Keys that not every run has."""
 
 
