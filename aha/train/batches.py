@@ -21,10 +21,16 @@ class TrainingSequence:
     """Same for each token of the completion; 1 for supervised training."""
     sampled_logprobs: tuple[float, ...] = ()
     """Log-probabilities under the policy that drew the completion; empty for supervised training."""
+    old_logprobs: tuple[float, ...] = ()
+    """Of the trained tokens, by the trainer before the step's first update; empty when that is the policy now."""
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+    @property
+    def num_trained(self) -> int:
+        return len(self.completion_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aha.chat import ChatFormat
 from aha.models import Transformer
 from aha.tasks import get_task
+from aha.train.advantages import group_advantages
 from aha.train.batches import TrainingSequence, pack, split_by_tokens
 from aha.train.grpo_config import GRPOConfig
+from aha.train.importance import sampler_ratio, truncated_weights
 from aha.train.job import Job
+from aha.train.kl import kl_penalty
 from aha.train.logprobs import token_logprobs
-from aha.train.losses import LOSSES, group_advantages, kl_penalty
+from aha.train.losses import PolicyTokens, UpdateSize, sum_tokens
 from aha.train.metrics import rollout_metrics, sample_rows
 from aha.train.optimizer import Optimizer
 from aha.train.rollouts import ProblemStream, collect
+from aha.train.speed import speed_metrics
 from aha.train.stage import derive_seed, scheduled_learning_rate
+from aha.train.tally import UpdateTally, merge
 from aha.train.watchdog import explain
 from aha.types import FinishReason, Rollout, RolloutGroup, SamplingParams
 
@@ -32,8 +37,8 @@ def train(
 ) -> None:
     """Run the stage from `first_step` to its end.
 
-    Source: DeepSeekMath (arXiv:2402.03300); R1 §2.2.1; dropping flat groups and the token mean as in DAPO
-    (arXiv:2503.14476).
+    Source: DeepSeekMath (arXiv:2402.03300); R1 §2.2.1; dropping flat groups as in DAPO (arXiv:2503.14476); the
+    losses' own papers stand in aha.train.losses.
 
     Args:
         state: what the checkpoint kept for this stage: the problems taken so far.
@@ -44,8 +49,10 @@ def train(
         num_samples=config.group_size, temperature=config.temperature, max_tokens=config.max_tokens
     )
     reference = job.load_reference(first_step=first_step) if config.kl_coef else None
+    ended = time.perf_counter()
     for step in range(first_step, config.steps):
         started = time.perf_counter()
+        other_seconds = started - ended
         groups: list[RolloutGroup] = []
         while num_missing := missing_prompts(groups, config):
             problems = stream.take(num_missing)
@@ -57,21 +64,24 @@ def train(
         # Groups of equal reward have no gradient: from here on they cost nothing.
         sequences = training_sequences(groups, config)
         learning_rate = scheduled_learning_rate(config, step=step)
-        if config.updates_per_step > 1:
-            sequences = with_old_logprobs(job.model, sequences, config)
+        minibatches = [m for n in range(config.updates_per_step) if (m := sequences[n :: config.updates_per_step])]
+        # The first update is on policy.
+        minibatches[1:] = [with_old_logprobs(job.model, minibatch, config) for minibatch in minibatches[1:]]
         updates = []
-        for number in range(config.updates_per_step):
-            if minibatch := sequences[number :: config.updates_per_step]:
-                update = accumulate_gradients(job.model, minibatch, config=config, reference=reference)
-                grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
-                is_taken = job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
-                if not is_taken:
-                    job.dump_skipped(step, minibatch)
-                updates.append({**update, "grad_norm": grad_norm, "is_skipped": not is_taken})
-        train_seconds = time.perf_counter() - started
+        for minibatch in minibatches:
+            staleness = job.model.weight_version - oldest_version(groups)
+            update = accumulate_gradients(job.model, minibatch, config=config, reference=reference)
+            grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
+            is_taken = job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
+            if not is_taken:
+                job.dump_skipped(step, minibatch)
+            updates.append({**update, "grad_norm": grad_norm, "staleness": staleness, "is_skipped": not is_taken})
+        ended = time.perf_counter()
+        train_seconds = ended - started
 
         metrics = rollout_metrics(groups, num_thinking_tokens=thinking_tokens(groups, job.chat)) | merge(updates)
-        num_trained = sum(len(s.completion_ids) for s in sequences)
+        metrics["teaching_fraction"] = sum(any(advantages_of(group, config)) for group in groups) / len(groups)
+        num_trained = sum(s.num_trained for s in sequences)
         prompt_tokens, completion_tokens = metrics["prompt_tokens"], metrics["completion_tokens"]
         job.charge(
             "sampling", seconds=rollout_seconds, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
@@ -82,7 +92,15 @@ def train(
             "trained_tokens": num_trained,
             "rollout_seconds": rollout_seconds,
             "train_seconds": train_seconds,
-            "tokens_per_second": completion_tokens / (rollout_seconds + train_seconds),
+            "other_seconds": other_seconds,
+            **speed_metrics(
+                job.model,
+                minibatches,
+                micro_batch_tokens=config.micro_batch_tokens,
+                completion_tokens=completion_tokens,
+                rollout_seconds=rollout_seconds,
+                train_seconds=train_seconds,
+            ),
             "note": explain(metrics),
         }
         job.log_samples(sample_rows(groups, num_samples=config.samples_per_step, step=job.steps_before + step + 1))
@@ -114,7 +132,11 @@ def training_sequences(groups: Sequence[RolloutGroup], config: GRPOConfig) -> li
 def advantages_of(group: RolloutGroup, config: GRPOConfig) -> list[float]:
     """One advantage per rollout of a group; all 0 when it teaches nothing, masked rollouts included."""
     rewards = [math.nan if _is_masked(r, config) else r.score.reward for r in group.rollouts]
-    advantages: list[float] = group_advantages(torch.tensor([rewards]), scale=config.advantage_scale)[0].tolist()
+    answers = {r.score.is_correct for r in group.rollouts if not _is_masked(r, config)}
+    if config.filter_groups == "accuracy" and len(answers) < 2:
+        return [0.0] * len(rewards)
+    scale = config.chosen_loss.advantage_scale
+    advantages: list[float] = group_advantages(torch.tensor([rewards]), scale=scale)[0].tolist()
     return advantages
 
 
@@ -130,46 +152,64 @@ def accumulate_gradients(
     config: GRPOConfig,
     reference: Transformer | None = None,
 ) -> dict[str, float]:
-    """Backpropagate the mean loss per trained token; returns it with its metrics.
+    """Backpropagate the mean loss of an update; returns it with its metrics.
 
-    The one normaliser is the number of trained tokens of the whole update, so that gradients depend neither on the
-    split into micro-batches nor on padding (there is none).
+    The one normaliser is that of all sequences together, so that gradients depend neither on the split into
+    micro-batches nor on padding (there is none).
     """
-    loss_of = LOSSES[config.loss]
-    num_tokens = sum(len(s.completion_ids) for s in sequences)
-    totals = dict.fromkeys(("loss", "entropy", "kl", "clip_low_fraction", "clip_high_fraction", "sampler_gap"), 0.0)
+    objective = config.chosen_loss
+    size = UpdateSize(
+        num_tokens=sum(s.num_trained for s in sequences),
+        num_sequences=len(sequences),
+        max_tokens=config.max_tokens,
+    )
+    normaliser = size.normaliser(objective.aggregation)
+    tally, total = UpdateTally(objective, importance_cap=config.importance_cap), 0.0
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
         batch = pack(micro_batch)
         logprobs_M, entropy_M = token_logprobs(model, batch, temperature=config.temperature)
-        # On policy the old policy is this one: the ratio is exactly 1, and its gradient is that of the log-probability.
-        old_logprobs_M = batch.sampled_logprobs_M if config.updates_per_step > 1 else logprobs_M.detach()
-        policy = loss_of(
-            logprobs_M,
-            old_logprobs_M=old_logprobs_M,
-            advantages_M=batch.advantages_M,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-        )
-        loss = policy.loss
+        tokens = policy_tokens(micro_batch, logprobs_M=logprobs_M, advantages_M=batch.advantages_M)
+        policy = objective.token_losses(tokens, clip_low=objective.clip_low, clip_high=objective.clip_high)
+        losses_M, kl_M = policy.losses_M, torch.zeros_like(entropy_M)
+        if config.importance_cap:
+            ratio_M = sampler_ratio(tokens.old_logprobs_M, sampled_logprobs_M=batch.sampled_logprobs_M)
+            losses_M = losses_M * truncated_weights(ratio_M, cap=config.importance_cap)
+        loss = sum_tokens(losses_M, tokens=tokens, aggregation=objective.aggregation)
         if reference is not None:
             with torch.no_grad():
                 reference_logprobs_M = token_logprobs(reference, batch, temperature=config.temperature).logprobs_M
             kl_M = kl_penalty(
                 logprobs_M,
                 reference_logprobs_M=reference_logprobs_M,
-                old_logprobs_M=old_logprobs_M,
+                old_logprobs_M=tokens.old_logprobs_M,
                 estimator=config.kl_estimator,
             )
-            loss = loss + config.kl_coef * kl_M.sum()
-            totals["kl"] += kl_M.sum().item() / num_tokens
-        (loss / num_tokens).backward()
-        totals["loss"] += loss.item() / num_tokens
-        totals["entropy"] += entropy_M.sum().item() / num_tokens
-        totals["clip_low_fraction"] += policy.num_clipped_low / num_tokens
-        totals["clip_high_fraction"] += policy.num_clipped_high / num_tokens
-        gap_M = logprobs_M.detach().exp() - batch.sampled_logprobs_M.exp()
-        totals["sampler_gap"] += gap_M.abs().sum().item() / num_tokens
-    return totals
+            # Averaged as the policy's losses are, and without their importance weights.
+            loss = loss + config.kl_coef * sum_tokens(kl_M, tokens=tokens, aggregation=objective.aggregation)
+        (loss / normaliser).backward()
+        total += loss.item() / normaliser
+        tally.add(
+            tokens,
+            ratio_M=policy.ratio_M,
+            sampled_logprobs_M=batch.sampled_logprobs_M,
+            entropy_M=entropy_M,
+            kl_M=kl_M.detach(),
+        )
+    return {"loss": total, **tally.metrics()}
+
+
+def policy_tokens(sequences: Sequence[TrainingSequence], *, logprobs_M: Tensor, advantages_M: Tensor) -> PolicyTokens:
+    """The trained tokens of a micro-batch as a loss wants them.
+
+    Where a sequence has no old log-probabilities the old policy is this one: the ratio is exactly 1, and its gradient
+    is that of the log-probability.
+    """
+    lengths = [s.num_trained for s in sequences]
+    now = logprobs_M.detach().split(lengths)
+    old = [now.new_tensor(s.old_logprobs) if s.old_logprobs else now for s, now in zip(sequences, now, strict=True)]
+    return PolicyTokens(
+        logprobs_M=logprobs_M, old_logprobs_M=torch.cat(old), advantages_M=advantages_M, lengths=lengths
+    )
 
 
 @torch.no_grad()
@@ -178,29 +218,26 @@ def with_old_logprobs(
 ) -> list[TrainingSequence]:
     """The sequences with log-probabilities of the policy before the step's first update.
 
-    Computed by the trainer's own forward pass, so that the first update's ratio is 1 and not the engine's rounding.
+    Computed by the trainer's own forward pass and in the micro-batches of the update itself, so that the ratio tells
+    what the updates before it did, and neither the engine's rounding nor the packing's.
     """
     updated = []
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
         batch = pack(micro_batch)
         logprobs_M = token_logprobs(model, batch, temperature=config.temperature).logprobs_M
-        per_sequence = logprobs_M.split([len(s.completion_ids) for s in micro_batch])
+        per_sequence = logprobs_M.split([s.num_trained for s in micro_batch])
         updated += [
-            dataclasses.replace(s, sampled_logprobs=tuple(logprobs.tolist()))
+            dataclasses.replace(s, old_logprobs=tuple(logprobs.tolist()))
             for s, logprobs in zip(micro_batch, per_sequence, strict=True)
         ]
     return updated
 
 
+def oldest_version(groups: Sequence[RolloutGroup]) -> int:
+    """Version of the weights that drew the step's oldest completion."""
+    return min(r.completion.weight_version for group in groups for r in group.rollouts)
+
+
 def thinking_tokens(groups: Sequence[RolloutGroup], chat: ChatFormat) -> list[int]:
     """Tokens of every completion's thinking."""
     return [len(chat.encode(r.completion.reasoning)) for group in groups for r in group.rollouts]
-
-
-def merge(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the updates of a step; a step without any has no gradient and no loss."""
-    names = ("loss", "grad_norm", "entropy", "kl", "clip_low_fraction", "clip_high_fraction", "sampler_gap")
-    merged = {name: statistics.fmean(u[name] for u in updates) if updates else 0.0 for name in names}
-    if not updates:
-        merged["entropy"] = math.nan
-    return merged | {"is_skipped": any(u["is_skipped"] for u in updates)}

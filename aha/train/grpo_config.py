@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from aha.errors import ConfigError, unknown_name
-from aha.train.losses import LOSSES, KLEstimator
+from aha.train.kl import KLEstimator
+from aha.train.losses import LOSSES, Loss
 from aha.train.stage import TrainingConfig
 
 
@@ -14,8 +15,8 @@ from aha.train.stage import TrainingConfig
 class GRPOConfig(TrainingConfig):
     """Reinforcement learning from verifiable rewards."""
 
-    loss: str = "grpo"
-    """Name in LOSSES."""
+    loss: str = "dapo"
+    """Name in LOSSES: grpo, dr_grpo, dapo, gspo, cispo or rloo. docs/losses.md compares them."""
     prompts_per_step: int = 32
     """Prompts sampled in each step (P)."""
     group_size: int = 16
@@ -26,18 +27,25 @@ class GRPOConfig(TrainingConfig):
     """Optimiser steps on each step's rollouts. 1 is on policy: the ratio is 1 and nothing is clipped."""
     refill_budget: float = 0.0
     """Further prompts that may be sampled to replace groups of equal reward, as a share of prompts_per_step."""
-    advantage_scale: Literal["std", "none"] = "std"
-    """Whether advantages are divided by their group's standard deviation."""
+    filter_groups: Literal["reward", "accuracy"] = "reward"
+    """Groups that are left out, and replaced within the refill budget: of equal reward, or also all right or all wrong
+    whatever else their rewards say, as in DAPO's dynamic sampling."""
+    advantage_scale: Literal["auto", "std", "none", "leave_one_out"] = "auto"
+    """"auto" is the loss's own: std divides by the group's standard deviation, leave_one_out is RLOO's baseline."""
+    aggregation: Literal["auto", "token_mean", "sequence_mean", "constant"] = "auto"
+    """"auto" is the loss's own mean: over tokens, over sequences of their means, or of their sums / max_tokens."""
     truncated: Literal["score", "mask"] = "score"
     """What a completion that ran out of tokens does: count with its score, or stay out of loss and baseline."""
-    clip_low: float = 0.2
-    """How far below 1 the ratio may fall before its gradient stops."""
-    clip_high: float = 0.28
-    """How far above 1 the ratio may rise: "clip-higher" of DAPO leaves room for unlikely tokens."""
+    clip_low: float = 0.0
+    """How far below 1 the ratio may fall before its gradient stops; 0 takes the loss's own, 0.2 for most."""
+    clip_high: float = 0.0
+    """How far above 1 the ratio may rise; 0 takes the loss's own: 0.28 for dapo, to leave room for unlikely tokens."""
+    importance_cap: float = 0.0
+    """Largest weight that makes up for a sampler whose probabilities are not the trainer's; 0 is off, 2 is usual."""
     kl_coef: float = 0.0
     """Weight of the KL term to the starting model (beta). 0 leaves the reference model and its memory out."""
     kl_estimator: KLEstimator = "k3"
-    """k3 times the ratio, or k2: both have the KL's gradient on policy."""
+    """k1 as in a reward, k2, or k3 times the ratio: all have the KL's gradient on policy, and differ off it."""
     preflight_prompts: int = 16
     """Groups sampled before training to see whether the run can learn; 0 trains without looking."""
     samples_per_step: int = 2
@@ -53,8 +61,9 @@ class GRPOConfig(TrainingConfig):
             ("updates_per_step", self.updates_per_step >= 1, "at least 1"),
             ("temperature", 0 < self.temperature <= 10, "above 0 and at most 10: without chance there are no groups"),
             ("refill_budget", self.refill_budget >= 0, "0 or more"),
-            ("clip_low", 0 < self.clip_low <= 1, "above 0 and at most 1"),
-            ("clip_high", self.clip_high > 0, "above 0"),
+            ("clip_low", 0 <= self.clip_low <= 1, "between 0 (the loss's own) and 1"),
+            ("clip_high", self.clip_high >= 0, "0 (the loss's own) or more"),
+            ("importance_cap", self.importance_cap == 0 or self.importance_cap >= 1, "0 (off) or at least 1"),
             ("kl_coef", self.kl_coef >= 0, "0 or more"),
             ("preflight_prompts", self.preflight_prompts >= 0, "0 or more"),
             ("samples_per_step", self.samples_per_step >= 0, "0 or more"),
@@ -62,3 +71,15 @@ class GRPOConfig(TrainingConfig):
         for name, is_ok, rule in rules:
             if not is_ok:
                 raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)}")
+
+    @property
+    def chosen_loss(self) -> Loss:
+        """The named loss, with what this stage sets in place of its paper's."""
+        own = LOSSES[self.loss]
+        return replace(
+            own,
+            aggregation=own.aggregation if self.aggregation == "auto" else self.aggregation,
+            advantage_scale=own.advantage_scale if self.advantage_scale == "auto" else self.advantage_scale,
+            clip_low=self.clip_low or own.clip_low,
+            clip_high=self.clip_high or own.clip_high,
+        )

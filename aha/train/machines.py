@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -134,6 +135,25 @@ def available_memory_bytes() -> int:
     except OSError:
         return physical
     return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def peak_teraflops(device: torch.device, *, dtype: Literal["float32", "bfloat16"]) -> float:
+    """Dense matrix products of a device, 10**12 operations a second: a CPU's measured in half a second, once a process.
+
+    A GPU's are those of its data sheet; NaN for one that is not in GPUS.
+    """
+    if device.type == "cpu":
+        return _measured_once(dtype, torch.get_num_threads())
+    words = torch.cuda.get_device_name(device).lower().split() if device.type == "cuda" else []
+    known = [gpu for name, gpu in GPUS.items() if name in words]
+    if not known:
+        return float("nan")
+    return known[0].bfloat16_teraflops if dtype == "bfloat16" else known[0].float32_teraflops
+
+
+@functools.cache
+def _measured_once(dtype: Literal["float32", "bfloat16"], num_threads: int) -> float:
+    return _measure_teraflops(dtype)
 
 
 @torch.inference_mode()

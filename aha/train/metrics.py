@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +19,21 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     judged = [r for r in rollouts if r.score.outcome.is_judged]
     rewards = [r.score.reward for r in judged]
+    lengths = [r.completion.num_tokens for r in rollouts]
+    finished = [r.completion.num_tokens for r in rollouts if r.completion.finish_reason is FinishReason.STOP]
     return {
         "reward_mean": _mean(rewards),
         "reward_std": statistics.pstdev(rewards) if rewards else 0.0,
+        **reward_parts(judged),
+        "group_reward_std": _mean([statistics.pstdev(values) for g in groups if (values := _judged_rewards(g))]),
         "pass_at_1": _mean([r.score.is_correct for r in judged]),
-        "mean_tokens": _mean([r.completion.num_tokens for r in rollouts]),
+        "mean_tokens": _mean(lengths),
+        "shortest_tokens": min(lengths, default=0),
+        "longest_tokens": max(lengths, default=0),
+        # NaN, and so null in the log: a mean of none would read as very short.
+        "mean_finished_tokens": _mean(finished) if finished else math.nan,
+        "shortest_finished_tokens": min(finished, default=math.nan),
+        "longest_finished_tokens": max(finished, default=math.nan),
         "mean_thinking_tokens": _mean(num_thinking_tokens),
         "truncated_fraction": _mean([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts]),
         "parse_failure_fraction": _mean([r.score.outcome is Outcome.PARSE_FAILURE for r in rollouts]),
@@ -36,6 +47,18 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
         "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
         "completion_tokens": sum(r.completion.num_tokens for r in rollouts),
     }
+
+
+def reward_parts(judged: Sequence[Rollout]) -> dict[str, float]:
+    """Mean and standard deviation of each reward that the tasks' rewards were made of, by its name."""
+    names = {name: None for r in judged for name in r.score.parts}
+    values = {name: [r.score.parts[name] for r in judged if name in r.score.parts] for name in names}
+    means = {f"reward_{name}_mean": _mean(of_name) for name, of_name in values.items()}
+    return means | {f"reward_{name}_std": statistics.pstdev(of_name) for name, of_name in values.items()}
+
+
+def _judged_rewards(group: RolloutGroup) -> list[float]:
+    return [r.score.reward for r in group.rollouts if r.score.outcome.is_judged]
 
 
 def sample_rows(groups: Sequence[RolloutGroup], *, num_samples: int, step: int) -> list[dict[str, Any]]:

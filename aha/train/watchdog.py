@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+MAX_SAMPLER_GAP = 0.02
+"""Mean difference in probability that is more than rounding: bfloat16 alone stays under 0.005."""
+
 
 def explain(metrics: Mapping[str, float]) -> str:
     """What stands in the way of learning in this step; "" when nothing does.
@@ -22,6 +25,9 @@ def explain(metrics: Mapping[str, float]) -> str:
         return f"{share}: raise max_tokens, or lengths are collapsing into rambling"
     if metrics["entropy"] < 0.01:
         return "entropy is below 0.01 nats: the policy has nearly stopped exploring; lower learning_rate"
+    if metrics.get("sampler_gap", 0.0) > MAX_SAMPLER_GAP:
+        gap = f"the sampler's probabilities are {metrics['sampler_gap']:.3f} off the trainer's on average"
+        return f"{gap}: set importance_cap=2, or dtype=float32"
     return ""
 
 

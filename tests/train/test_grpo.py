@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,17 @@ from typing import Any
 import pytest
 import torch
 
+from aha.engine import Engine
 from aha.errors import ConfigError
 from aha.tasks import TASKS
 from aha.tasks.base import Task
 from aha.train import grpo
 from aha.train.grpo_config import GRPOConfig
 from aha.train.job import Job
+from aha.train.losses import LOSSES, PolicyTokens, TokenLosses
 from aha.train.optimizer import Optimizer
 from aha.train.run import load_parameters
-from aha.types import Score
+from aha.types import Completion, Problem, Score
 
 CONFIG = GRPOConfig(
     task="first_token", steps=20, prompts_per_step=4, group_size=8, max_tokens=2, learning_rate=1e-2, eval_problems=0,
@@ -44,7 +48,16 @@ def mean(steps: list[dict[str, Any]], name: str) -> float:
 @pytest.mark.usefixtures("first_token")
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"updates_per_step": 2}, {"advantage_scale": "none"}, {"kl_coef": 0.01}],
+    [
+        {},
+        {"updates_per_step": 2},
+        {"loss": "grpo"},
+        {"loss": "dr_grpo"},
+        {"loss": "gspo"},
+        {"loss": "cispo"},
+        {"loss": "rloo"},
+        {"kl_coef": 0.01},
+    ],
 )
 def test_twenty_steps_raise_the_reward(job: Job, settings: dict[str, Any]) -> None:
     steps = run(replace(CONFIG, **settings), job)
@@ -117,16 +130,74 @@ def test_refill_samples_replacements_and_counts_them(job: Job) -> None:
     assert all(count <= 4 for count in teaching)
 
 
+class Shaped:
+    """Right or wrong as the first token says, and a bit more for the last token, so that no group has equal rewards."""
+
+    def __init__(self, task: Task) -> None:
+        self.name, self.system_prompt, self.problems = "shaped", "", task.problems
+        self._task = task
+
+    def score(self, problem: Problem, completion: Completion) -> Score:
+        score = self._task.score(problem, completion)
+        parts = {"accuracy": score.reward, "last_token": completion.token_ids[-1] * 1e-4}
+        return replace(score, reward=sum(parts.values()), parts=parts)
+
+
+@pytest.mark.parametrize("filter_groups", ["reward", "accuracy"])
+def test_dynamic_sampling_replaces_groups_that_are_all_right_or_all_wrong(
+    job: Job, first_token: Task, monkeypatch: pytest.MonkeyPatch, filter_groups: str
+) -> None:
+    monkeypatch.setitem(TASKS, "shaped", lambda: Shaped(first_token))
+    config = replace(
+        CONFIG, task="shaped", steps=2, group_size=3, refill_budget=2.0, filter_groups=filter_groups, learning_rate=1e-5
+    )  # fmt: skip
+    for step in run(config, job):
+        one_sided = step["all_right_fraction"] + step["all_wrong_fraction"]
+        assert one_sided > 0
+        if filter_groups == "reward":
+            assert (step["num_groups"], step["teaching_fraction"]) == (4, 1.0)
+        else:
+            assert step["num_groups"] > 4
+            assert step["teaching_fraction"] == pytest.approx(1.0 - one_sided)
+            assert step["teaching_fraction"] * step["num_groups"] <= 4
+        assert step["reward_accuracy_mean"] == step["pass_at_1"]
+        assert step["reward_last_token_std"] > 0
+
+
+@pytest.mark.usefixtures("first_token")
+def test_every_update_says_how_stale_its_samples_are(job: Job) -> None:
+    (step,) = run(replace(CONFIG, steps=1, updates_per_step=4, group_size=16), job)
+    assert step["staleness"] == (0 + 1 + 2 + 3) / 4
+    assert step["clip_low_fraction"] + step["clip_high_fraction"] > 0
+
+
+@pytest.mark.usefixtures("first_token")
+def test_sampler_of_other_numbers_is_measured_and_corrected(job: Job) -> None:
+    exact = run(replace(CONFIG, steps=1), job)[-1]
+    assert exact["mismatch_kl"] < 1e-9
+    assert exact["importance_mean"] == pytest.approx(1.0, abs=1e-4)
+    rounded = copy.deepcopy(job.model)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_((parameter * 32).round() / 32)
+    job.engine = Engine(rounded, stop_token_ids=job.chat.stop_token_ids)
+    step = run(replace(CONFIG, steps=1, importance_cap=1.0), job)[-1]
+    assert step["mismatch_kl"] > 1e-3
+    assert step["sampler_gap"] > 1e-4
+    assert step["importance_max"] > 1.01
+    assert 0.0 < step["importance_capped_fraction"] < 1.0
+    assert not step["is_skipped"]
+
+
 @pytest.mark.usefixtures("first_token")
 def test_step_with_a_gradient_that_is_not_finite_is_skipped_and_dumped(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def explode(logprobs_M: torch.Tensor, **arguments: Any) -> Any:
-        result = grpo_loss(logprobs_M, **arguments)
-        return replace(result, loss=result.loss * torch.tensor(float("inf")))
+    def explode(tokens: PolicyTokens, **clips: float) -> TokenLosses:
+        result = LOSSES["dapo"].token_losses(tokens, **clips)
+        return replace(result, losses_M=result.losses_M * float("inf"))
 
-    grpo_loss = grpo.LOSSES["grpo"]
-    monkeypatch.setitem(grpo.LOSSES, "exploding", explode)
+    monkeypatch.setitem(LOSSES, "exploding", replace(LOSSES["dapo"], token_losses=explode))
     before = {name: p.detach().clone() for name, p in job.model.named_parameters()}
     (step,) = run(replace(CONFIG, steps=1, loss="exploding"), job)
     assert step["is_skipped"] is True
@@ -178,7 +249,10 @@ def test_evaluations_during_training_are_logged_between_the_steps(job: Job) -> N
         ({"loss": "grppo"}, "unknown loss 'grppo'; did you mean 'grpo'?"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"clip_low": 1.5}, "clip_low must be above 0 and at most 1"),
+        ({"loss": ""}, "choose from: cispo, dapo, dr_grpo, grpo, gspo, rloo"),
+        ({"clip_low": 1.5}, "clip_low must be between 0 (the loss's own) and 1, got 1.5"),
+        ({"clip_high": -0.1}, "clip_high must be 0 (the loss's own) or more"),
+        ({"importance_cap": 0.5}, "importance_cap must be 0 (off) or at least 1"),
         ({"refill_budget": -0.1}, "refill_budget must be 0 or more"),
         ({"eval_top_p": 0.0}, "eval_top_p must be above 0 and at most 1"),
         ({"eval_temperature": -1.0}, "eval_temperature must be between 0 and 10"),
@@ -187,5 +261,5 @@ def test_evaluations_during_training_are_logged_between_the_steps(job: Job) -> N
     ],
 )
 def test_value_out_of_range_is_refused_with_its_rule(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         GRPOConfig(task="countdown", **settings)

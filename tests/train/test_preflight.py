@@ -55,6 +55,8 @@ def test_verdict_says_whether_the_run_can_learn_and_what_to_do(
         ({**HEALTHY, "truncated_fraction": 0.6}, "60 % of completions ran out of tokens"),
         ({**HEALTHY, "entropy": 0.001}, "entropy is below 0.01"),
         ({**HEALTHY, "entropy": math.nan}, ""),
+        ({**HEALTHY, "sampler_gap": 0.03}, "0.030 off the trainer's on average: set importance_cap=2"),
+        ({**HEALTHY, "sampler_gap": 0.004}, ""),
     ],
 )
 def test_watchdog_explains_what_stands_in_the_way(metrics: dict[str, float], words: str) -> None:

@@ -140,7 +140,10 @@ num_samples = 2
 """
 )
 RECIPES = {"two_stages": TWO_STAGES, "grpo_alone": GRPO_ALONE, "r1": R1, "distill": DISTILL}
-CLOCK = {"time_seconds", "wall_seconds", "cost_usd", "tokens_per_second", "rollout_seconds", "train_seconds"}
+CLOCK = {
+    "time_seconds", "wall_seconds", "cost_usd", "tokens_per_second", "rollout_tokens_per_second",
+    "train_tokens_per_second", "mfu", "rollout_seconds", "train_seconds", "other_seconds", "peak_memory_bytes",
+}  # fmt: skip
 
 
 class Runs:

@@ -1,0 +1,74 @@
+"""How fast a step was and what it held: rates, utilisation and memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from aha.models import Transformer
+from aha.train.batches import TrainingSequence, count_shared, split_by_tokens
+from aha.train.machines import peak_teraflops
+
+
+def speed_metrics(
+    model: Transformer,
+    updates: Sequence[Sequence[TrainingSequence]],
+    *,
+    micro_batch_tokens: int,
+    completion_tokens: int,
+    rollout_seconds: float,
+    train_seconds: float,
+) -> dict[str, float]:
+    """Rates of a step's two phases, how much of the device its training used, and the memory.
+
+    Args:
+        updates: the sequences that each optimiser step trained.
+        completion_tokens: sampled.
+    """
+    flops = sum(training_flops(model, update, micro_batch_tokens=micro_batch_tokens) for update in updates)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
+    return {
+        "tokens_per_second": completion_tokens / (rollout_seconds + train_seconds),
+        "rollout_tokens_per_second": completion_tokens / rollout_seconds,
+        "train_tokens_per_second": sum(s.num_trained for update in updates for s in update) / train_seconds,
+        "mfu": flops / train_seconds / (peak_teraflops(model.device, dtype=dtype) * 1e12),
+        "peak_memory_bytes": peak_memory_bytes(model.device),
+    }
+
+
+def training_flops(model: Transformer, sequences: Sequence[TrainingSequence], *, micro_batch_tokens: int) -> float:
+    """Operations that the forward and backward passes of an update need, as model FLOPs utilisation counts them.
+
+    Source: PaLM (arXiv:2204.02311) appendix B: 6 a parameter and token, 12 a layer, channel and visible key. What is
+    computed again is left out, so are the passes of a reference model and of old log-probabilities. Tokens of a prompt
+    that sequences share count once, and the head counts trained tokens only, since no more is computed.
+
+    Args:
+        micro_batch_tokens: decides which sequences share a prompt.
+    """
+    config = model.config
+    body = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name)
+    head = config.vocab_size * config.hidden_size
+    num_computed = sum(_num_computed(batch) for batch in split_by_tokens(sequences, max_tokens=micro_batch_tokens))
+    num_trained = sum(s.num_trained for s in sequences)
+    # A token sees half of its sequence on average.
+    num_seen = sum(s.num_tokens**2 for s in sequences) / 2
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * num_seen
+    return 6 * (body * num_computed + head * num_trained) + attention
+
+
+def _num_computed(micro_batch: Sequence[TrainingSequence]) -> int:
+    before = [None, *micro_batch]
+    return sum(s.num_tokens - count_shared(p, s) for p, s in zip(before, micro_batch, strict=False))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory so far: of this process on a CPU, of PyTorch's tensors on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
