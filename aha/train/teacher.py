@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aha import hub
 from aha.chat import ChatFormat
-from aha.client import BudgetExceededError, Client, parse_endpoint, terms_notice
+from aha.client import BudgetExceededError, Client, EndpointError, parse_endpoint, terms_notice
 from aha.engine import Engine
 from aha.evaluate import conversation
 from aha.models import load_model
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 120.0
 SLOWEST_TOKENS_PER_SECOND = 10.0
 """Below this an endpoint counts as stalled."""
+REFUSALS_OF_ONE_PROMPT = (400, 413, 422)
+"""Answers that tell of the prompt (a filter, its length) and not of the endpoint: that prompt is left out."""
 
 
 class Teacher(Protocol):
@@ -83,9 +85,11 @@ class EndpointTeacher:
         conversations = [conversation(task, problem=problem) for problem in problems]
         try:
             completions_PG = self.client.respond(conversations, asked)
-        except BudgetExceededError:
+        except (BudgetExceededError, EndpointError) as error:
+            if isinstance(error, EndpointError) and error.status not in REFUSALS_OF_ONE_PROMPT:
+                raise
             # What was paid for lies in the journal: asked one by one, it is answered again at no cost.
-            completions_PG = [self._paid(messages, asked) for messages in conversations]
+            completions_PG = [self._answer_or_nothing(messages, asked) for messages in conversations]
             if not any(completions_PG):
                 raise
         return [
@@ -94,11 +98,15 @@ class EndpointTeacher:
             if completions
         ]
 
-    def _paid(self, messages: list[Message], sampling: SamplingParams) -> list[Completion]:
+    def _answer_or_nothing(self, messages: list[Message], sampling: SamplingParams) -> list[Completion]:
         try:
             return self.client.respond([messages], sampling)[0]
         except BudgetExceededError:
             return []
+        except EndpointError as error:
+            if error.status in REFUSALS_OF_ONE_PROMPT:
+                return []
+            raise
 
     def charge(self, job: Job, *, seconds: float, metrics: Mapping[str, Any]) -> None:
         job.charge("waiting for the teacher", seconds=seconds)

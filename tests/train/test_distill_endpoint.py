@@ -120,6 +120,18 @@ def test_endpoint_that_refuses_for_good_stops_the_run_in_one_line_and_it_can_be_
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
+def test_prompt_that_the_endpoint_refuses_is_left_out(recipe: Path, live: LiveEndpoint, tmp_path: Path) -> None:
+    def picky(request: Request) -> None:
+        is_refused = int(request.body["messages"][-1]["content"].split()[-1]) % 2 == 0
+        (refuse(400, "this prompt is not allowed") if is_refused else teach)(request)
+
+    live.default = picky
+    folder = train(recipe, overrides=["collect_steps=4"], out=tmp_path / "out")
+    prompts = [example.prompt for example in read_examples(folder / "data" / "taught")]
+    assert prompts
+    assert all(int(prompt.split()[-1]) % 2 for prompt in prompts)
+
+
 def test_wrong_answers_alone_leave_nothing_to_learn_from(recipe: Path, live: LiveEndpoint, tmp_path: Path) -> None:
     live.default = ok("3")
     with pytest.raises(AhaError, match=re.escape("kept no answer at all (wrong: 8)")):

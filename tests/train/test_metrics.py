@@ -20,7 +20,10 @@ from aha.train.tally import merge
 from aha.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, Score
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
-CONDITIONAL = {"reward_NAME_mean", "reward_NAME_std", "scoring_seconds", "mean_turns", "mean_observation_tokens"}
+CONDITIONAL = {
+    "reward_NAME_mean", "reward_NAME_std", "scoring_seconds", "mean_turns", "mean_observation_tokens",
+    "num_kept", "num_examples", "divergence", "stage", "stage_kind", "num_steps", "wall_seconds",
+}  # fmt: skip
 """Keys that not every run has."""
 
 
