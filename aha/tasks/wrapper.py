@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,9 @@ class TaskWrapper:
         self.inner = inner
         # Set on the instance, not left to __getattr__ alone: from Python 3.12 on, isinstance() with a protocol such as
         # HasDemonstrations looks for attributes without calling it.
-        for name in dir(type(inner)):
-            if not name.startswith("_") and not hasattr(type(self), name) and callable(getattr(type(inner), name)):
+        for name in dir(inner):
+            is_method = callable(inspect.getattr_static(inner, name))
+            if (is_method or name == "floor") and not name.startswith("_") and not hasattr(type(self), name):
                 setattr(self, name, getattr(inner, name))
 
     def __getattr__(self, name: str) -> Any:
