@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aha.errors import ConfigError, unknown_name
+from aha.tasks.rewards import read_rewards
 from aha.train.losses import LOSSES, KLEstimator
 from aha.train.stage import StageConfig
 
@@ -40,6 +41,8 @@ class GRPOConfig(StageConfig):
     """k3 times the ratio, or k2: both have the KL's gradient on policy."""
     preflight_prompts: int = 16
     """Groups sampled before training to see whether the run can learn; 0 trains without looking."""
+    rewards: tuple[str, ...] = ("accuracy",)
+    """What is paid: names in REWARDS with their options, e.g. ["accuracy", "length:weight=0.1,target=512"]."""
     samples_per_step: int = 2
     """Completions of each step that samples.jsonl keeps."""
 
@@ -47,6 +50,7 @@ class GRPOConfig(StageConfig):
         super().__post_init__()
         if self.loss not in LOSSES:
             raise ConfigError(unknown_name("loss", self.loss, LOSSES))
+        read_rewards(self.rewards)
         rules = (
             ("group_size", self.group_size >= 2, "at least 2: a lone completion has nothing to be compared with"),
             ("prompts_per_step", self.prompts_per_step >= 1, "at least 1"),

@@ -31,6 +31,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
         "teaching_fraction": _mean([not group.is_flat for group in groups]),
         "all_right_fraction": _mean([all(r.score.is_correct for r in g.rollouts) for g in groups]),
         "all_wrong_fraction": _mean([not any(r.score.is_correct for r in g.rollouts) for g in groups]),
+        **_part_means(judged),
         "num_groups": len(groups),
         "num_rollouts": len(rollouts),
         "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
@@ -60,9 +61,16 @@ def sample_row(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
         "reward": score.reward,
         "is_correct": score.is_correct,
         "note": score.note,
+        **({"reward_parts": dict(score.parts)} if score.parts else {}),
         "finish_reason": str(completion.finish_reason),
         "num_tokens": completion.num_tokens,
     }
+
+
+def _part_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean of each reward that rollouts were paid by, "reward_parts.NAME"; a part that was not asked counts as 0."""
+    names = dict.fromkeys(name for r in rollouts for name in r.score.parts)
+    return {f"reward_parts.{name}": _mean([r.score.parts.get(name, 0.0) for r in rollouts]) for name in names}
 
 
 def _mean(values: Sequence[float]) -> float:
