@@ -207,7 +207,8 @@ def read_rewards(specs: Sequence[str]) -> RewardPlan:
     for spec in specs:
         name, _, text = spec.partition(":")
         if name not in REWARDS:
-            raise ConfigError(unknown_name("reward", name, REWARDS))
+            hint = "; write a reward with several options in quotes" if "=" in name else ""
+            raise ConfigError(f"{unknown_name('reward', name, REWARDS)}{hint}")
         if name in found:
             raise ConfigError(f"rewards: {name!r} stands twice")
         found[name] = _build(name, split_options(text, spec=spec))

@@ -12,13 +12,14 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from aha.errors import DataError
 from aha.tasks.base import Cheat, HasCheats, HasFloor, HasGold, Task
 from aha.tasks.cheats import cheats_with_gold, cheats_without_gold, completion_of, idle_completions
+from aha.tasks.mixture import Mixture
 from aha.tasks.verifiers import LETTERS, UnreadableError, choice, only_number
 from aha.types import Completion, Outcome, Problem, Score
 
@@ -113,6 +114,8 @@ def self_check(task: Task, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) -
     Raises:
         DataError: the task has no training problems.
     """
+    if isinstance(task, Mixture):
+        return _check_parts(task, num_problems=num_problems, seed=seed)
     started = time.perf_counter()
     sample = list(itertools.islice(task.problems("train", seed=seed), max(num_problems, NUM_GOLD_ANSWERS)))
     if not sample:
@@ -135,6 +138,18 @@ def self_check(task: Task, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) -
     rows.sort(key=lambda row: list(Kind).index(row.kind))
     seconds = time.perf_counter() - started
     return SelfCheck(task=task.name, num_problems=num_tried, floor=floor, seconds=seconds, rows=tuple(rows))
+
+
+def _check_parts(mixture: Mixture, *, num_problems: int, seed: int) -> SelfCheck:
+    """Each task of a mixture for itself, since what a constant answer deserves differs between them."""
+    found = [self_check(task, num_problems=num_problems, seed=seed) for task in mixture.parts]
+    return SelfCheck(
+        task=mixture.name,
+        num_problems=sum(part.num_problems for part in found),
+        floor=max(part.floor for part in found),
+        seconds=sum(part.seconds for part in found),
+        rows=tuple(replace(row, name=f"{part.task}: {row.name}") for part in found for row in part.rows),
+    )
 
 
 def gold_of(task: Task, problem: Problem) -> Completion | None:
@@ -167,6 +182,7 @@ def floor_of(task: Task, problems: Sequence[Problem]) -> float:
     """
     if isinstance(task, HasFloor):
         return float(task.floor)
+    problems = list({problem.problem_id: problem for problem in problems}.values())
     letters = [len(choices) for problem in problems if (choices := problem.data.get("choices"))]
     luck = statistics.fmean(1 / number for number in letters) if len(letters) == len(problems) else 0.0
     (_, count), *_ = Counter(_normalised(problem.answer) for problem in problems).most_common(1)
