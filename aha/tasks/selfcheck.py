@@ -98,9 +98,10 @@ class SelfCheck:
         return "\n".join([head, *table])
 
     def refuse_if_failing(self) -> None:
-        """Raises DataError with the first rows that fail: they are the task's to mend."""
+        """Raises DataError with the rows that fail most: they are the task's to mend."""
         if self.failures:
-            found = "; ".join(f"{row.name!r} earns {row.mean_reward:.3f} ({_rule(row)})" for row in self.failures[:3])
+            worst = sorted(self.failures, key=lambda row: -abs(row.mean_reward - row.limit))[:3]
+            found = "; ".join(f'"{row.name}" earns {row.mean_reward:.3f} ({_rule(row)})' for row in worst)
             more = f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""
             raise DataError(f"task {self.task}: the self-check fails: {found}{more}; mend its score, see docs/tasks.md")
 

@@ -86,16 +86,18 @@ def failing(checked: SelfCheck) -> dict[str, Row]:
 def test_verifier_that_can_be_fooled_fails_in_its_row(
     verify: Callable[[Problem, Completion], float], row: str, kind: Kind
 ) -> None:
-    checked = self_check(Judged(verify=verify))
+    checked = self_check(Judged(verify=verify), num_problems=6)
     found = failing(checked)[row]
     assert (found.kind, found.mean_reward) == (kind, 1.0)
-    with pytest.raises(DataError, match=r"the self-check fails: '.*see docs/tasks.md") as caught:
+    with pytest.raises(DataError, match=r"the self-check fails: \".*see docs/tasks.md") as caught:
         checked.refuse_if_failing()
     assert "\n" not in str(caught.value)
 
 
 def test_right_answers_that_are_not_paid_in_full_fail() -> None:
-    checked = self_check(Judged(verify=lambda problem, completion: 0.5 * (completion.answer == problem.answer)))
+    checked = self_check(
+        Judged(verify=lambda problem, completion: 0.5 * (completion.answer == problem.answer)), num_problems=6
+    )
     assert failing(checked)["the right answer"].mean_reward == 0.5
     with pytest.raises(DataError, match=r"arithmetic.*: the right answer '.*' to '.*' scores 0.5, not 1"):
         check_gold(Judged(verify=lambda problem, completion: 0.5))
@@ -113,7 +115,7 @@ def test_cheat_that_is_counted_as_right_fails_even_unpaid() -> None:
             is_right = problem.answer in completion.answer
             return Score(float(completion.answer == problem.answer), is_right)
 
-    assert failing(self_check(Unpaid()))["hides the answer in a list"].mean_reward == 1.0
+    assert failing(self_check(Unpaid(), num_problems=6))["hides the answer in a list"].mean_reward == 1.0
 
 
 def test_cheats_of_the_task_itself_are_tried() -> None:
@@ -124,7 +126,7 @@ def test_cheats_of_the_task_itself_are_tried() -> None:
         def cheats(self, problem: Problem) -> Iterator[Cheat]:
             yield Cheat("the magic word", completion_of("xyzzy"))
 
-    assert list(failing(self_check(WithBackDoor()))) == ["the magic word"]
+    assert list(failing(self_check(WithBackDoor(), num_problems=6))) == ["the magic word"]
 
 
 def test_task_says_what_a_model_would_write_and_what_is_deserved_without_thought() -> None:
@@ -142,7 +144,7 @@ def test_task_says_what_a_model_would_write_and_what_is_deserved_without_thought
             is_right = completion.answer == self.gold(problem)
             return Score(1.0 if is_right else 0.2, is_right)
 
-    checked = self_check(Worded())
+    checked = self_check(Worded(), num_problems=6)
     assert checked.passes, checked.lines()
     assert checked.floor == 0.2
 
@@ -153,7 +155,9 @@ def write(path: Path, rows: list[dict[str, object]]) -> str:
 
 
 def table(path: Path, *, answers: list[object], **columns: object) -> str:
-    return write(path, [{"prompt": f"Question {n}?", "answer": answers[n % len(answers)], **columns} for n in range(90)])
+    return write(
+        path, [{"prompt": f"Question {n}?", "answer": answers[n % len(answers)], **columns} for n in range(90)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,8 +206,8 @@ def test_leaking_and_unsteady_problems_fail() -> None:
             return super().problems(split, seed=id(object()) + next(counter))
 
     counter = iter(range(10))
-    assert list(failing(self_check(Leaky()))) == ["problems in both splits"]
-    assert "the same seed gives other problems" in failing(self_check(Unsteady()))
+    assert list(failing(self_check(Leaky(), num_problems=6))) == ["problems in both splits"]
+    assert "the same seed gives other problems" in failing(self_check(Unsteady(), num_problems=6))
 
 
 def test_floor_counts_a_repeated_problem_once() -> None:
@@ -241,4 +245,6 @@ def test_masked_cheats_fail_since_a_model_could_hide_behind_them() -> None:
                 return Score(0.0, False, "parser died", Outcome.ERROR)
             return super().score(problem, completion)
 
-    assert failing(self_check(Fragile()))["brackets without end"].note == "the verifier fails: parser died"
+    assert (
+        failing(self_check(Fragile(), num_problems=6))["brackets without end"].note == "the verifier fails: parser died"
+    )
