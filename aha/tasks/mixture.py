@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aha.errors import ConfigError, DataError
 from aha.tasks.base import Cheat, Demonstration, HasCheats, HasDemonstrations, HasGold, Split, Task
@@ -60,6 +60,11 @@ class Mixture:
         # Set on the instance: a mixture of tasks that cannot show how they are done cannot either.
         if any(isinstance(task, HasDemonstrations) for task in self.parts):
             self.demonstrations = self._demonstrations
+        if any(hasattr(task, "respond") for task in self.parts):
+            self.max_turns = max(getattr(task, "max_turns", 1) for task in self.parts)
+            self.respond = self._respond
+        if stops := {stop: None for task in self.parts for stop in getattr(task, "stop_strings", ())}:
+            self.stop_strings = tuple(stops)
 
     @property
     def name(self) -> str:
@@ -97,6 +102,12 @@ class Mixture:
         task = self.task_of(problem)
         if isinstance(task, HasCheats):
             yield from task.cheats(self.inner(problem))
+
+    def _respond(self, problem: Problem, transcript: Sequence[Any]) -> Any:
+        """What the problem's own task answers to a turn; nothing where it has no turns, or no more of them."""
+        task: Any = self.task_of(problem)
+        is_over = not hasattr(task, "respond") or len(transcript) >= task.max_turns
+        return None if is_over else task.respond(self.inner(problem), transcript)
 
     def task_of(self, problem: Problem) -> Task:
         """The task that a problem of this mixture comes from."""

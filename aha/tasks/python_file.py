@@ -1,8 +1,8 @@
 """Bring your own task as a Python file: a class, an object, or two functions `problems` and `score`.
 
 The file is the user's own program, named on their command line, and runs with their rights, as `python task.py` would.
-What it gets wrong is said in one line with its file and line; a `score` that raises, hangs or returns something else
-than a score masks that rollout and never ends a run.
+What it gets wrong is said in one line with its file and line. Its `score` runs in a child process; one that raises,
+hangs, dies or returns something else than a score masks that rollout and never ends a run.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import json
 import math
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, TypeVar
 
 from aha.errors import AhaError, ConfigError, DataError
 from aha.tasks.base import Split, Task
+from aha.tasks.python_worker import score_in_child
 from aha.tasks.wrapper import TaskWrapper
 from aha.types import Completion, Outcome, Problem, Score
 
 SCORE_SECONDS = 5.0
-"""Longest time one `score` may take, measured in the main thread; in another thread no signal can stop it."""
+"""Longest wall time one `score` may take."""
 SYSTEM_PROMPT = "Think step by step inside <think> and </think>, then write only the answer."
 """For a task that has no `system_prompt` of its own."""
 _HOW = (
@@ -39,16 +39,13 @@ _HOW = (
 Item = TypeVar("Item")
 
 
-class _TooSlow(BaseException):
-    """Raised by the alarm. No Exception, so that no `except Exception` of the user's code swallows it."""
-
-
 class PythonTask(TaskWrapper):
     """A task from a user's file, with its mistakes caught at this one place."""
 
-    def __init__(self, inner: Task, *, path: str, options: Mapping[str, str]) -> None:
+    def __init__(self, inner: Task, *, path: str, options: Mapping[str, str], stamp: int = 0) -> None:
         super().__init__(inner)
         self.path = path
+        self.stamp = stamp
         self.options = dict(options)
         if hasattr(inner, "demonstrations"):
             self.demonstrations = lambda *, seed: self._guard(lambda: inner.demonstrations(seed=seed))
@@ -73,11 +70,13 @@ class PythonTask(TaskWrapper):
             yield self._problem(item)
 
     def score(self, problem: Problem, completion: Completion) -> Score:
-        """The file's score. A number stands for a reward that is right when it is 1."""
+        """The file's score, decided in a child process. A number stands for a reward that is right when it is 1."""
+        return score_in_child(self.name, problem, completion, stamp=self.stamp, seconds=SCORE_SECONDS)
+
+    def score_here(self, problem: Problem, completion: Completion) -> Score:
+        """The same in this process, without a time limit."""
         try:
-            found = within_seconds(lambda: self.inner.score(problem, completion), seconds=SCORE_SECONDS)
-        except _TooSlow:
-            return Score(0.0, False, f"{self.path}: score took over {SCORE_SECONDS:g} s", Outcome.TIMEOUT)
+            found = self.inner.score(problem, completion)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises: it masks this rollout
             return Score(0.0, False, _describe(error, self.path), Outcome.ERROR)
         return self._read_score(found)
@@ -96,7 +95,7 @@ class PythonTask(TaskWrapper):
 
     def _problem(self, item: object) -> Problem:
         if isinstance(item, Problem):
-            return item
+            return self._plain(item)
         if isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(text, str) for text in item):
             prompt, answer = item
             digest = hashlib.sha256(f"{prompt}\0{answer}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -104,6 +103,19 @@ class PythonTask(TaskWrapper):
         raise DataError(
             f"{self.path}: problems must yield Problem objects or (prompt, answer) pairs of text, got {item!r:.60}"
         )
+
+    def _plain(self, problem: Problem) -> Problem:
+        """The problem, if a score in another process can have it as it is."""
+        try:
+            is_plain = not problem.data or json.loads(json.dumps(problem.data)) == problem.data
+        except (TypeError, ValueError):
+            is_plain = False
+        if not is_plain:
+            raise DataError(
+                f"{self.path}: Problem.data must hold plain JSON values (lists, not tuples; text as keys), got "
+                f"{problem.data!r:.80}"
+            )
+        return problem
 
     def _guard(self, start: Callable[[], Iterator[Item]]) -> Iterator[Item]:
         """The items of the user's iterator; what it raises becomes one line."""
@@ -152,7 +164,7 @@ def load_task(path: str, *, options: Mapping[str, str], read_options: Callable[.
         raise
     except Exception as error:  # noqa: BLE001 - the constructor is the user's code too
         raise DataError(_describe(error, path)) from None
-    return PythonTask(inner, path=path, options=options)
+    return PythonTask(inner, path=path, options=options, stamp=stamp)
 
 
 # Cached: a run asks for its task many times, and a file is run once. The time stamp lets an edited file be read anew.
@@ -211,30 +223,6 @@ def _checked(task: Any, *, path: str) -> Task:
 
 def _is_task(found: object) -> bool:
     return callable(getattr(found, "problems", None)) and callable(getattr(found, "score", None))
-
-
-def within_seconds(work: Callable[[], Item], *, seconds: float) -> Item:
-    """The result of `work`, stopped by an alarm when it takes too long; no limit outside the main thread.
-
-    A signal, since a thread cannot be stopped: `re` and pure Python both look for signals while they run. In another
-    thread an alarm would hit the main one, so there the work is trusted.
-
-    Raises:
-        _TooSlow: the time is over.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return work()
-    before = signal.signal(signal.SIGALRM, _raise_too_slow)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        return work()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _raise_too_slow(number: int, frame: FrameType | None) -> None:
-    raise _TooSlow
 
 
 def _describe(error: BaseException, path: str) -> str:

@@ -9,6 +9,9 @@ from typing import Any
 from aha.tasks.base import Split, Task
 from aha.types import Completion, Problem, Score
 
+_PLAIN = ("floor", "max_turns", "stop_strings")
+"""Optional parts of a task that are no methods."""
+
 
 class TaskWrapper:
     """Passes a task on, its optional methods included, whichever it has."""
@@ -19,7 +22,7 @@ class TaskWrapper:
         # HasDemonstrations looks for attributes without calling it.
         for name in dir(inner):
             is_method = callable(inspect.getattr_static(inner, name))
-            if (is_method or name == "floor") and not name.startswith("_") and not hasattr(type(self), name):
+            if (is_method or name in _PLAIN) and not name.startswith("_") and not hasattr(type(self), name):
                 setattr(self, name, getattr(inner, name))
 
     def __getattr__(self, name: str) -> Any:

@@ -21,6 +21,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
     return {
         "reward_mean": _mean(rewards),
         "reward_std": statistics.pstdev(rewards) if rewards else 0.0,
+        **reward_parts(judged),
         "pass_at_1": _mean([r.score.is_correct for r in judged]),
         "mean_tokens": _mean([r.completion.num_tokens for r in rollouts]),
         "mean_thinking_tokens": _mean(num_thinking_tokens),
@@ -31,12 +32,19 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
         "teaching_fraction": _mean([not group.is_flat for group in groups]),
         "all_right_fraction": _mean([all(r.score.is_correct for r in g.rollouts) for g in groups]),
         "all_wrong_fraction": _mean([not any(r.score.is_correct for r in g.rollouts) for g in groups]),
-        **_part_means(judged),
         "num_groups": len(groups),
         "num_rollouts": len(rollouts),
         "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
         "completion_tokens": sum(r.completion.num_tokens for r in rollouts),
     }
+
+
+def reward_parts(judged: Sequence[Rollout]) -> dict[str, float]:
+    """Mean and standard deviation of each reward that the tasks' rewards were made of, by its name."""
+    names = {name: None for r in judged for name in r.score.parts}
+    values = {name: [r.score.parts[name] for r in judged if name in r.score.parts] for name in names}
+    means = {f"reward_{name}_mean": _mean(of_name) for name, of_name in values.items()}
+    return means | {f"reward_{name}_std": statistics.pstdev(of_name) for name, of_name in values.items()}
 
 
 def sample_rows(groups: Sequence[RolloutGroup], *, num_samples: int, step: int) -> list[dict[str, Any]]:
@@ -65,12 +73,6 @@ def sample_row(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
         "finish_reason": str(completion.finish_reason),
         "num_tokens": completion.num_tokens,
     }
-
-
-def _part_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean of each reward that rollouts were paid by, "reward_parts.NAME"; a part that was not asked counts as 0."""
-    names = dict.fromkeys(name for r in rollouts for name in r.score.parts)
-    return {f"reward_parts.{name}": _mean([r.score.parts.get(name, 0.0) for r in rollouts]) for name in names}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from aha.tasks import Arithmetic, Countdown, HasDemonstrations, Mixture, get_tas
 from aha.tasks.base import HasCheats, HasGold
 from aha.tasks.cheats import completion_of
 from aha.tasks.mixture import interleave, split_mixture
-from aha.types import Message
+from aha.types import Message, Problem
 
 SPEC = "2*countdown + arithmetic:max_terms=3"
 
@@ -113,6 +114,24 @@ def test_rows_of_two_files_with_equal_ids_stay_apart(tmp_path: Path) -> None:
     assert len(problems) == 2
     for problem, answer in zip(problems, "xy", strict=True):
         assert task.score(problem, completion_of(answer)).is_correct
+
+
+def test_tasks_with_turns_answer_their_own_problems_only() -> None:
+    class Tool(Arithmetic):
+        max_turns = 3
+        stop_strings = ("</tool>",)
+
+        def respond(self, problem: Problem, transcript: list[str]) -> str:
+            return f"{problem.problem_id} {len(transcript)}"
+
+    task = Mixture(((1, Countdown()), (1, Tool())))
+    plain, tool = islice(task.problems("train", seed=0), 2)
+    respond: Any = task.respond
+    assert respond(plain, ["turn"]) is None
+    assert respond(tool, ["turn"]) == f"{tool.problem_id.partition('/')[2]} 1"
+    assert respond(tool, ["turn"] * 3) is None
+    assert (task.max_turns, task.stop_strings) == (3, ("</tool>",))
+    assert not hasattr(get_task(SPEC), "respond")
 
 
 def test_notices_of_the_parts_are_passed_on(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from aha.errors import AhaError, ConfigError, DataError
 from aha.tasks import HasBaselines, HasDemonstrations, PythonTask, get_task
 from aha.tasks.base import HasFloor, HasGold
 from aha.tasks.cheats import completion_of
-from aha.types import Outcome, Problem
+from aha.types import Completion, FinishReason, Outcome, Problem
 
 FUNCTIONS = """
 import random
@@ -216,7 +216,36 @@ def test_score_that_hangs_is_stopped_and_masked(tmp_path: Path, body: str, monke
     assert time.monotonic() - started < 5
 
 
-def test_score_works_outside_the_main_thread_where_there_is_no_alarm(tmp_path: Path) -> None:
+def test_score_that_ends_its_process_is_masked_and_the_next_one_works(tmp_path: Path) -> None:
+    task = scoring(tmp_path, "import os; return 1 if completion.answer == 'x' else os._exit(3)")
+    dead = task.score(PROBLEM, completion_of("y"))
+    assert (dead.outcome, "ended its process" in dead.note) == (Outcome.ERROR, True)
+    assert task.score(PROBLEM, completion_of("x")).reward == 1.0
+
+
+def test_score_sees_the_whole_completion_and_problem_and_may_print(tmp_path: Path) -> None:
+    body = (
+        "print('seen'); got = (problem.data['n'], completion.token_ids, completion.finish_reason.name, "
+        "completion.reasoning, completion.num_tokens); return float(got == ([1, None], (7, 8), 'LENGTH', 'r\\ud800', 2))"
+    )
+    completion = Completion(
+        (7, 8), (-0.5, float("nan")), FinishReason.LENGTH, reasoning="r\ud800", answer="x" * 100_000
+    )
+    problem = Problem("1", "q", "a", {"n": [1, None]})
+    found = scoring(tmp_path, body).score(problem, completion)
+    assert (found.reward, found.note) == (1.0, "right")
+
+
+def test_data_that_another_process_would_see_differently_is_refused(tmp_path: Path) -> None:
+    for data in ("{'n': (1, 2)}", "{1: 'a'}", "{'n': {1, 2}}", "{'n': object()}"):
+        text = f"from aha.types import Problem\ndef problems(split, seed):\n    yield Problem('1', 'q', 'a', {data})\n"
+        task = get_task(write(tmp_path, text + "def score(problem, completion): return 1\n"))
+        with pytest.raises(DataError, match="Problem.data must hold plain JSON values"):
+            next(task.problems("train", seed=0))
+        time.sleep(0.01)
+
+
+def test_score_works_outside_the_main_thread_too(tmp_path: Path) -> None:
     task = scoring(tmp_path, "return 1")
     found = []
     thread = threading.Thread(target=lambda: found.append(task.score(PROBLEM, completion_of("x"))))

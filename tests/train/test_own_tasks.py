@@ -41,10 +41,10 @@ def test_python_file_trains_and_is_paid_by_the_rewards_of_the_recipe(
     folder = tmp_path / "runs" / "deuce"
     assert 'rewards = ["accuracy", "length:weight=0.2,target=2"]' in (folder / "recipe.toml").read_text()
     steps = rows(folder, "step")
-    assert all(-0.2 - 1e-9 <= row["reward_parts.length"] < 0 for row in steps)
-    assert all(row["reward_parts.accuracy"] == row["pass_at_1"] for row in steps)
+    assert all(-0.2 - 1e-9 <= row["reward_length_mean"] < 0 for row in steps)
+    assert all(row["reward_accuracy_mean"] == row["pass_at_1"] for row in steps)
     assert all(
-        row["reward_mean"] == pytest.approx(row["reward_parts.accuracy"] + row["reward_parts.length"]) for row in steps
+        row["reward_mean"] == pytest.approx(row["reward_accuracy_mean"] + row["reward_length_mean"]) for row in steps
     )
     sample = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])
     assert set(sample["reward_parts"]) == {"accuracy", "length"}
