@@ -7,17 +7,20 @@ is an answer that persuades: gate a judge by accuracy where there is a verifier,
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from aha.cost.prices import token_price
+from aha.cost.prices import TokenPrice, token_price
 from aha.errors import AhaError, ConfigError
 from aha.types import Completion, FinishReason, Message, Problem, SamplingParams
 
@@ -60,9 +63,13 @@ class Judge:
     weight: float = 0.3
     """The most it adds to accuracy; without accuracy among the rewards the mark is the reward."""
     price: str = ""
-    """Name in the price book; "unknown" goes without a budget. Not needed on this machine."""
+    """Dollars per million tokens in and out, such as 0.27/1.10, or an id of the price book; "unknown" goes without a
+    budget. Not needed on this machine."""
     budget_usd: float = 0.0
     """Dollars that are never exceeded; needed with a price."""
+    journal: str = ""
+    """A file that keeps every paid reply, so that a resumed run neither pays twice nor forgets what it has spent;
+    needed with a price."""
     thinking: Literal["withheld", "shown"] = "withheld"
     """Whether the judge sees the completion's thinking, which is where a model practises persuasion."""
     rubric: str = ""
@@ -79,7 +86,8 @@ class Judge:
         host = urlsplit(self.base_url).hostname or ""
         if not self.price and not (host in _LOOPBACK or host.startswith("127.")):
             raise ConfigError(
-                f"judge: {self.base_url} may cost money; give price=NAME and budget_usd=…, or price={UNKNOWN_PRICE} to "
+                f"judge: {self.base_url} may cost money; give price=IN/OUT (dollars per million tokens), budget_usd and "
+                f"journal, or price={UNKNOWN_PRICE} to "
                 "go without a budget"
             )
         if is_priced != (self.budget_usd > 0):
@@ -87,16 +95,21 @@ class Judge:
                 f"judge: price={self.price or 'none'} with budget_usd={self.budget_usd:g}; a price needs a budget, "
                 "and a budget a price"
             )
+        if is_priced and not self.journal:
+            raise ConfigError(
+                f"judge: price={self.price} needs journal=FILE, or a resumed run would forget what it has spent"
+            )
         if is_priced:
-            token_price(self.price, on=datetime.now(UTC).date())
+            read_price(self.price)
         self._criteria  # noqa: B018 - a rubric that cannot be read is refused at once
 
     def ask(self, problem: Problem, completion: Completion) -> Mark:
         """The mark of one completion. Never raises on what the endpoint does or says."""
+        client = self.connect()
         conversation, nonce = self.conversation(problem, completion)
         sampling = SamplingParams(temperature=0.0, max_tokens=self.max_tokens)
         try:
-            ((reply,),) = self._client.respond([conversation], sampling)
+            ((reply,),) = client.respond([conversation], sampling)
         except AhaError as error:  # out of budget, no answer, refused: the run goes on and counts it
             return Mark(None, " ".join(str(error).split())[:200])
         if reply.finish_reason is not FinishReason.STOP:
@@ -125,13 +138,42 @@ class Judge:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"judge: rubric {self.rubric} cannot be read: {error}") from None
 
-    @cached_property
-    def _client(self) -> Any:
-        # By name: a run without a judge should not load an HTTP client.
-        room = import_module("aha.client")
-        price = token_price(self.price, on=datetime.now(UTC).date()) if self.budget_usd else None
-        endpoint = room.Endpoint.from_env(self.base_url, model=self.model, price=price)
-        return room.Client(endpoint, budget_usd=self.budget_usd or None)
+    def connect(self) -> Any:
+        """The client that asks the endpoint; opened once.
+
+        Raises:
+            AhaError: a key or a journal that cannot be used.
+        """
+        return _client_of(self.base_url, self.model, self.price, self.budget_usd, self.journal)
+
+
+# One client for all judges of a process on one endpoint: the pre-flight and the stages share its budget and journal.
+@functools.lru_cache(maxsize=8)
+def _client_of(base_url: str, model: str, price_name: str, budget_usd: float, journal: str) -> Any:
+    # By name: a run without a judge should not load an HTTP client.
+    room = import_module("aha.client")
+    price = read_price(price_name) if budget_usd else None
+    endpoint = room.Endpoint.from_env(base_url, model=model, price=price)
+    client = room.Client(endpoint, budget_usd=budget_usd or None, journal=Path(journal) if journal else None)
+    atexit.register(client.close)
+    return client
+
+
+def read_price(text: str) -> TokenPrice:
+    """The price that "0.27/1.10" or an id of the price book stands for.
+
+    Raises:
+        ConfigError: neither.
+    """
+    today = datetime.now(UTC).date()
+    own = re.fullmatch(r"([0-9]{1,5}(?:\.[0-9]{1,6})?)/([0-9]{1,5}(?:\.[0-9]{1,6})?)", text)
+    if own is None:
+        return token_price(text, on=today)
+    into, out = (int(Decimal(dollars) * 1_000_000) for dollars in own.groups())
+    return TokenPrice(
+        name="judge", pico_usd_per_input_token=into, pico_usd_per_cached_token=into, pico_usd_per_output_token=out,
+        is_open_weight=False, effective_from=today, source="set by the user", source_date=today, confidence="primary",
+    )  # fmt: skip
 
 
 def read_mark(reply: str, *, nonce: str) -> Mark:

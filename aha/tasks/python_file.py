@@ -47,6 +47,8 @@ class PythonTask(TaskWrapper):
         self.path = path
         self.stamp = stamp
         self.options = dict(options)
+        if hasattr(inner, "respond"):
+            self.respond = self._respond
         if hasattr(inner, "demonstrations"):
             self.demonstrations = lambda *, seed: self._guard(lambda: inner.demonstrations(seed=seed))
 
@@ -80,6 +82,14 @@ class PythonTask(TaskWrapper):
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises: it masks this rollout
             return Score(0.0, False, _describe(error, self.path), Outcome.ERROR)
         return self._read_score(found)
+
+    def _respond(self, problem: Problem, transcript: Any) -> Any:
+        """What the file answers to a turn. Its mistakes stop the run: masked, they would look like the last turn."""
+        inner: Any = self.inner
+        try:
+            return inner.respond(problem, transcript)
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises is theirs to mend
+            raise DataError(_describe(error, self.path)) from None
 
     def _read_score(self, found: object) -> Score:
         score = found if isinstance(found, Score) else None
@@ -134,7 +144,7 @@ class _Functions:
         self.name = ""
         self.problems = module.problems
         self.score = module.score
-        for name in ("demonstrations", "gold", "cheats", "floor"):
+        for name in ("demonstrations", "gold", "cheats", "floor", "respond", "max_turns", "stop_strings", "vote"):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         self.system_prompt = str(

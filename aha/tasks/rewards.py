@@ -242,8 +242,14 @@ def with_rewards(task: Task, specs: Sequence[str]) -> Task:
 
     Raises:
         ConfigError: as `read_rewards`.
+        AhaError: a judge that cannot be asked.
     """
-    return task if tuple(specs) == ("accuracy",) else Rewarded(task, read_rewards(specs))
+    if tuple(specs) == ("accuracy",):
+        return task
+    plan = read_rewards(specs)
+    if plan.judge:
+        plan.judge.connect()  # a key or a journal that cannot be used is said now, and not once a completion
+    return Rewarded(task, plan)
 
 
 class Rewarded(TaskWrapper):

@@ -226,7 +226,8 @@ def test_score_that_ends_its_process_is_masked_and_the_next_one_works(tmp_path: 
 def test_score_sees_the_whole_completion_and_problem_and_may_print(tmp_path: Path) -> None:
     body = (
         "print('seen'); got = (problem.data['n'], completion.token_ids, completion.finish_reason.name, "
-        "completion.reasoning, completion.num_tokens); return float(got == ([1, None], (7, 8), 'LENGTH', 'r\\ud800', 2))"
+        "completion.reasoning, completion.num_tokens); "
+        "return float(got == ([1, None], (7, 8), 'LENGTH', 'r\\ud800', 2))"
     )
     completion = Completion(
         (7, 8), (-0.5, float("nan")), FinishReason.LENGTH, reasoning="r\ud800", answer="x" * 100_000
