@@ -86,9 +86,8 @@ class Judge:
         host = urlsplit(self.base_url).hostname or ""
         if not self.price and not (host in _LOOPBACK or host.startswith("127.")):
             raise ConfigError(
-                f"judge: {self.base_url} may cost money; give price=IN/OUT (dollars per million tokens), budget_usd and "
-                f"journal, or price={UNKNOWN_PRICE} to "
-                "go without a budget"
+                f"judge: {self.base_url} may cost money; give price=IN/OUT (dollars per million tokens), budget_usd "
+                f"and journal, or price={UNKNOWN_PRICE} to go without a budget"
             )
         if is_priced != (self.budget_usd > 0):
             raise ConfigError(
@@ -172,7 +171,7 @@ def read_price(text: str) -> TokenPrice:
     into, out = (int(Decimal(dollars) * 1_000_000) for dollars in own.groups())
     return TokenPrice(
         name="judge", pico_usd_per_input_token=into, pico_usd_per_cached_token=into, pico_usd_per_output_token=out,
-        is_open_weight=False, effective_from=today, source="set by the user", source_date=today, confidence="primary",
+        is_open_weight=False, effective_from=today, source="set by the user", source_date=today, confidence="user",
     )  # fmt: skip
 
 
