@@ -7,6 +7,7 @@ the gold answers, on doing nothing, on wrong answers and on the cheats of `aha.t
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import statistics
 import time
@@ -24,13 +25,15 @@ from aha.tasks.verifiers import LETTERS, UnreadableError, choice, only_number
 from aha.types import Completion, Outcome, Problem, Score
 
 NUM_PROBLEMS = 32
-NUM_GOLD_ANSWERS = 200
+NUM_GOLD_ANSWERS = 100
 """Problems whose gold answers say how often one constant answer is right."""
 NUM_OTHERS = 8
 CHANCE = 0.05
 """What a wrong answer or a cheat may earn above the floor: the last number of a question is its answer now and then."""
 MIN_PROBLEMS, MAX_SECONDS = 3, 60.0
 """A slow verifier is tried on fewer problems: after this time no further one is begun."""
+MAX_SAMPLE_SECONDS = 10.0
+"""A slow generator gives fewer problems than NUM_GOLD_ANSWERS."""
 
 
 class Kind(StrEnum):
@@ -118,7 +121,7 @@ def self_check(task: Task, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) -
     if isinstance(task, Mixture):
         return _check_parts(task, num_problems=num_problems, seed=seed)
     started = time.perf_counter()
-    sample = list(itertools.islice(task.problems("train", seed=seed), max(num_problems, NUM_GOLD_ANSWERS)))
+    sample = _sample(task, num_problems, seed=seed)
     if not sample:
         raise DataError(f"task {task.name} has no training problems to check it with")
     floor = floor_of(task, sample)
@@ -135,10 +138,21 @@ def self_check(task: Task, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) -
     if not any(row.kind is Kind.GOLD for row in rows):
         note = f"no example of a right answer to {sample[0].prompt[:40]!r}"
         rows.append(_row("the right answer", Kind.GOLD, 0.0, 1.0, 0, Verdict.NOT_CHECKED, note))
-    rows += _check_problems(task, sample, seed=seed)
+    rows += _check_problems(task, sample, num_problems, seed=seed)
     rows.sort(key=lambda row: list(Kind).index(row.kind))
     seconds = time.perf_counter() - started
     return SelfCheck(task=task.name, num_problems=num_tried, floor=floor, seconds=seconds, rows=tuple(rows))
+
+
+def _sample(task: Task, num_problems: int, *, seed: int) -> list[Problem]:
+    """Training problems to check, and further ones for how often answers occur, where they are made fast enough."""
+    started = time.perf_counter()
+    sample: list[Problem] = []
+    for problem in itertools.islice(task.problems("train", seed=seed), max(num_problems, NUM_GOLD_ANSWERS)):
+        sample.append(problem)
+        if len(sample) >= num_problems and time.perf_counter() - started > MAX_SAMPLE_SECONDS:
+            break
+    return sample
 
 
 def _check_parts(mixture: Mixture, *, num_problems: int, seed: int) -> SelfCheck:
@@ -272,14 +286,19 @@ def _judge(name: str, kind: Kind, scores: Sequence[Score], limit: float) -> Row:
     return _row(name, kind, earned, limit, len(scores), Verdict.FAILS if is_paid else Verdict.OK, note)
 
 
-def _check_problems(task: Task, sample: Sequence[Problem], *, seed: int) -> Iterator[Row]:
+def _check_problems(task: Task, sample: Sequence[Problem], num_problems: int, *, seed: int) -> Iterator[Row]:
     """Rows about the problems: a seed fixes them, and the test split has none of the training problems."""
-    again = list(itertools.islice(task.problems("train", seed=seed), len(sample)))
-    changed = sum(a != b for a, b in zip(sample, again, strict=False)) / len(sample)
+    again = list(itertools.islice(task.problems("train", seed=seed), num_problems))
+    changed = sum(a != b for a, b in zip(sample, again, strict=False)) / len(again) if again else 1.0
     yield _problems_row("the same seed gives other problems", changed)
-    held_out = list(itertools.islice(task.problems("test", seed=seed), len(sample)))
-    trained = {(problem.system, problem.prompt) for problem in sample}
-    shared = sum((problem.system, problem.prompt) in trained for problem in held_out) / max(1, len(held_out))
+    held_out = list(itertools.islice(task.problems("test", seed=seed), num_problems))
+    # A task with turns keeps a part of its problem to itself: equal questions may be different problems.
+    has_turns = hasattr(task, "respond")
+    trained, tested = (
+        [(p.system, p.prompt, json.dumps([p.answer, dict(p.data)], default=str) if has_turns else "") for p in problems]
+        for problems in (sample, held_out)
+    )
+    shared = len(set(trained) & set(tested)) / max(1, len(set(tested)))
     yield _problems_row("problems in both splits", shared)
     if not held_out:
         yield _problems_row("no problem is held out", 1.0)
