@@ -74,7 +74,15 @@ class ScoringProcess:
         """Specs that the child has loaded: the first question on one takes as long as its imports."""
 
     def score(self, spec: str, problem: Problem, completion: Completion, *, stamp: int, seconds: float) -> Score:
-        question = {"spec": spec, "stamp": stamp, "problem": problem, "completion": completion, "seconds": seconds}
+        question = {
+            # The path of the file may be relative, and its code may open others: to where this process is now.
+            "folder": os.getcwd(),
+            "spec": spec,
+            "stamp": stamp,
+            "problem": problem,
+            "completion": completion,
+            "seconds": seconds,
+        }
         line = json.dumps(question, default=_fields_of).encode("ascii") + b"\n"
         with self._lock:
             for _ in range(2):  # twice: the first question after a child was killed from outside finds it dead
@@ -150,8 +158,9 @@ def serve() -> None:
 
 def _answer(question: dict[str, Any]) -> Score:
     try:
-        task = _task_of(question["spec"], question["stamp"])
-    except AhaError as error:  # the file has changed since the parent read it
+        os.chdir(question["folder"])
+        task = _task_of(question["folder"], question["spec"], question["stamp"])
+    except (AhaError, OSError) as error:  # the file has changed since the parent read it
         return Score(0.0, False, str(error), Outcome.ERROR)
     problem, completion = (_revive(kind, question[name]) for name, kind in _NOUNS.items())
     try:
@@ -162,7 +171,7 @@ def _answer(question: dict[str, Any]) -> Score:
 
 # Cached: a class may read a large file when it is made.
 @functools.lru_cache(maxsize=8)
-def _task_of(spec: str, stamp: int) -> PythonTask:
+def _task_of(folder: str, spec: str, stamp: int) -> PythonTask:
     from aha.tasks import get_task
 
     task = get_task(spec)

@@ -246,6 +246,21 @@ def test_data_that_another_process_would_see_differently_is_refused(tmp_path: Pa
         time.sleep(0.01)
 
 
+def test_relative_path_is_followed_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("one", 1), ("two", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "value.txt").write_text(str(value))
+        body = "return int(open('value.txt').read())"
+        write(
+            tmp_path / name,
+            f"def problems(split, seed):\n    yield 'q', 'a'\ndef score(problem, completion):\n    {body}\n",
+        )
+        monkeypatch.chdir(tmp_path / name)
+        task = get_task("task.py")
+        assert task.name == "task.py"
+        assert task.score(PROBLEM, completion_of("x")).reward == value
+
+
 def test_score_works_outside_the_main_thread_too(tmp_path: Path) -> None:
     task = scoring(tmp_path, "return 1")
     found = []
