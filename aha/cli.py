@@ -92,7 +92,7 @@ def top(
 
 @app.command(epilog="Example: aha train countdown steps=20 --out runs/quick")
 def train(
-    source: Annotated[str, typer.Argument(metavar="RECIPE|TASK|DATA.jsonl", help="What to train on.")],
+    source: Annotated[str, typer.Argument(metavar="RECIPE|TASK|DATA.jsonl|TASK.py", help="What to train on.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Knobs of the recipe; stage.NAME.key=value.")
     ] = None,
@@ -305,29 +305,35 @@ def _describe_model(info: ModelInfo) -> str:
     return f"{info.name:<10} {size}  {info.licence:<11} {where}\n{'':<10} {info.source}"
 
 
-@app.command(epilog="Example: aha tasks countdown:max_number=50")
+@app.command(epilog="Example: aha tasks countdown:max_number=50, or aha tasks task.py")
 def tasks(
     spec: Annotated[str, typer.Argument(metavar="[TASK]", help="Show samples of one; without it, list them.")] = "",
     samples: Annotated[int, typer.Option("--samples", min=1, help="How many problems to show.")] = 3,
     seed: Annotated[int, typer.Option(help="Chooses the problems.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """List the tasks, or show problems and worked examples of one."""
+    """List the tasks, or show problems and worked examples of one and check it: exit code 2 when it can be fooled."""
     from aha.tasks import TASKS, HasDemonstrations, get_task
+    from aha.tasks.selfcheck import self_check
 
     if not spec:
         lines = {name: (inspect.getdoc(make) or "").partition("\n")[0] for name, make in sorted(TASKS.items())}
         width = max(map(len, lines))
         text = "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
-        own = 'your own: "data.jsonl:verify=number", a file with prompt and answer on each line'
+        own = 'your own: "data.jsonl:verify=number", "task.py", or several: "countdown + task.py"; see docs/tasks.md'
         print(json.dumps(lines, indent=1) if as_json else f"{text}\n{own}")
         return
     task = get_task(spec)
     problems = [asdict(problem) for problem in itertools.islice(task.problems("train", seed=seed), samples)]
-    shown = {"name": task.name, "system_prompt": task.system_prompt, "problems": problems}
+    shown: dict[str, Any] = {"name": task.name, "system_prompt": task.system_prompt, "problems": problems}
     if isinstance(task, HasDemonstrations):
         shown["demonstrations"] = [asdict(d) for d in itertools.islice(task.demonstrations(seed=seed), samples)]
-    print(json.dumps(shown, indent=1, ensure_ascii=False) if as_json else _describe_task(shown))
+    checked = self_check(task, seed=seed)
+    shown["self_check"] = checked.to_dict()
+    print(
+        json.dumps(shown, indent=1, ensure_ascii=False) if as_json else f"{_describe_task(shown)}\n\n{checked.lines()}"
+    )
+    checked.refuse_if_failing()
 
 
 def _describe_task(shown: dict[str, Any]) -> str:

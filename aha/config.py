@@ -13,6 +13,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 import textwrap
 import tomllib
 import types
@@ -205,8 +206,9 @@ def _spelled(text: str, annotation: object) -> object:
         spelled = [_spelled(text, arg) for arg in args if arg is not types.NoneType]
         return next((value for value in spelled if not isinstance(value, str)), spelled[0])
     if origin is tuple:
-        items = [item.strip() for item in text.strip("()[]").split(",") if item.strip()]
-        return tuple(_spelled(item.strip("\"'"), args[0]) for item in items)
+        # An item in quotes may hold commas: rewards=["accuracy", "length:weight=0.1,target=64"].
+        items = re.findall(r"\"[^\"]*\"|'[^']*'|[^,\s][^,]*", text.strip("()[] "))
+        return tuple(_spelled(item.strip(" \"'"), args[0]) for item in items)
     if annotation is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     if annotation in (int, float):

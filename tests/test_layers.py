@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "streaming": {"types", "errors"},
     "template": {"sandbox", "types", "errors"},
     "chat": {"streaming", "template", "models", "sandbox", "config", "types", "errors"},
-    "tasks": {"sandbox", "client", "types", "errors"},
+    "tasks": {"sandbox", "client", "cost", "types", "errors"},
     "engine": {"models", "types", "errors"},
     "evaluate": {"rooms", "tasks", "client", "cost", "types", "errors"},
     "report": {"evaluate", "cost", "types", "errors"},

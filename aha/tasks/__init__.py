@@ -12,6 +12,8 @@ from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
 from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, Split, Task
 from aha.tasks.countdown import Countdown
+from aha.tasks.mixture import Mixture, split_mixture
+from aha.tasks.python_file import PythonTask, load_task
 from aha.tasks.table import Table
 from aha.tasks.verifiers import VERIFIERS
 
@@ -23,6 +25,8 @@ __all__ = [
     "Demonstration",
     "HasBaselines",
     "HasDemonstrations",
+    "Mixture",
+    "PythonTask",
     "Split",
     "Table",
     "Task",
@@ -39,22 +43,26 @@ Value = bool | int | float | str
 
 
 def get_task(spec: str) -> Task:
-    """The task that a spec names: "countdown", "countdown:max_number=50,division=false", "data.jsonl:verify=number".
+    """A spec's task: "countdown", "countdown:max_number=50", "data.csv:verify=number", "task.py", "a + 2*b".
 
     Raises:
         ConfigError: for an unknown task or option, or an option's value of the wrong type or range.
-        DataError: for a data file that cannot be used.
+        DataError: for a data or Python file that cannot be used.
     """
+    if parts := split_mixture(spec):
+        return Mixture(tuple((weight, get_task(part)) for weight, part in parts))
     name, text = (spec, "") if os.path.isfile(spec) else _cut(spec)
-    options = _split_options(text, spec=spec)
+    options = split_options(text, spec=spec)
     if name in TASKS:
-        return TASKS[name](**_typed_options(options, TASKS[name], owner=name))
+        return TASKS[name](**typed_options(options, TASKS[name], owner=name))
+    if name.endswith(".py"):
+        return load_task(name, options=options, read_options=typed_options)
     if name.endswith((".jsonl", ".csv")) or "/" in name or os.path.isfile(name):
         if "path" in options:
             raise ConfigError(f"{spec}: the path stands before the colon, it is no option")
         make_table: Callable[..., Task] = Table
-        return make_table(path=name, **_typed_options(options, Table, owner=name))
-    raise ConfigError(f"{unknown_name('task', name, TASKS)}, or a data file ending in .jsonl or .csv")
+        return make_table(path=name, **typed_options(options, Table, owner=name))
+    raise ConfigError(f"{unknown_name('task', name, TASKS)}, or a data file ending in .jsonl or .csv, or a .py file")
 
 
 def _cut(spec: str) -> tuple[str, str]:
@@ -62,7 +70,8 @@ def _cut(spec: str) -> tuple[str, str]:
     return name, text
 
 
-def _split_options(text: str, *, spec: str) -> dict[str, str]:
+def split_options(text: str, *, spec: str) -> dict[str, str]:
+    """The texts of "option=value,option=value"."""
     options: dict[str, str] = {}
     for part in text.split(",") if text else ():
         key, sign, value = part.partition("=")
@@ -74,7 +83,7 @@ def _split_options(text: str, *, spec: str) -> dict[str, str]:
     return options
 
 
-def _typed_options(options: Mapping[str, str], make: Callable[..., Task], *, owner: str) -> dict[str, Value]:
+def typed_options(options: Mapping[str, str], make: Callable[..., object], *, owner: str) -> dict[str, Value]:
     """Option texts as values of the field types of the dataclass `make`."""
     types = {key: kind for key, kind in get_type_hints(make).items() if key in inspect.signature(make).parameters}
     for key in options.keys() - types.keys():

@@ -20,6 +20,15 @@ class Demonstration:
     answer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Cheat:
+    """A completion that tries to be paid without solving its problem."""
+
+    name: str
+    """What is tried, in a few words; the same for every problem."""
+    completion: Completion
+
+
 class Task(Protocol):
     """A verifiable task. Problems of the two splits never overlap, whatever their seeds."""
 
@@ -55,3 +64,28 @@ class HasBaselines(Protocol):
 
     def count_tries(self, completion: Completion) -> int:
         """How many tries the completion's thinking makes, in the unit of `blind_pass_rate`."""
+
+
+@runtime_checkable
+class HasGold(Protocol):
+    """A task whose `Problem.answer` is not what a model would write, such as a pattern or an explanation."""
+
+    def gold(self, problem: Problem) -> Completion | str | None:
+        """A right completion, or the text of its answer; None where there is no example."""
+
+
+@runtime_checkable
+class HasCheats(Protocol):
+    """A task that knows how its own verifier could be fooled, beyond what `aha.tasks.cheats` tries on every task."""
+
+    def cheats(self, problem: Problem) -> Iterator[Cheat]:
+        """Completions that deserve nothing."""
+
+
+@runtime_checkable
+class HasFloor(Protocol):
+    """A task where an answer without thought deserves something: partial credit, or a lucky class."""
+
+    @property
+    def floor(self) -> float:
+        """Mean reward that such an answer deserves, below 1. Without it the self-check works it out."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from aha.errors import ConfigError, DataError, unknown_name
 from aha.tasks import regex_worker
@@ -137,6 +137,15 @@ class Table:
             case _:
                 return verify(problem.answer, answer)
 
+    def gold(self, problem: Problem) -> str | None:
+        """The answer; with verify=regex the row's `example`, or the pattern where it matches itself."""
+        if self.verifier != "regex":
+            return problem.answer
+        for text in (problem.data.get("example", ""), problem.answer):
+            if text and self._judge(problem, text).is_correct:
+                return str(text)
+        return None
+
     @cached_property
     def _records(self) -> list[Record]:
         return read_records(self.path)
@@ -168,7 +177,9 @@ class Table:
             prompt += "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
         system = record.optional_text("system")
         digest = hashlib.sha256(f"{system}\0{prompt}\0{answer}".encode()).hexdigest()[:16]
-        problem = Problem(f"{Path(self.path).stem}-{digest}", prompt, answer, {"choices": choices} if choices else {})
+        found: dict[str, Any] = {"choices": choices, "example": record.optional_text("example")}
+        data = {key: value for key, value in found.items() if value and (key == "choices" or self.verifier == "regex")}
+        problem = Problem(f"{Path(self.path).stem}-{digest}", prompt, answer, data)
         return Row(record.place, problem, split, system)
 
     @cached_property
@@ -211,6 +222,8 @@ class Table:
                 match = regex_worker.full_match(row.problem.answer, text="")
                 if match.verdict is regex_worker.Verdict.INVALID:
                     raise DataError(f"{row.place}: the pattern {row.problem.answer[:60]!r} is wrong: {match.detail}")
+                if (example := row.problem.data.get("example")) and not self._judge(row.problem, example).is_correct:
+                    raise DataError(f"{row.place}: the example {example[:60]!r} does not match its pattern")
                 continue
             score = self._judge(row.problem, row.problem.answer)
             if not score.is_correct:

@@ -16,6 +16,7 @@ from aha.errors import ConfigError, unknown_name
 from aha.evaluate import select_problems
 from aha.tasks import get_task
 from aha.tasks.base import Task
+from aha.tasks.language import Language
 from aha.train.dataset import FILE, Example, describe_dataset, read_examples
 from aha.train.filters import FILTERS, Contamination, FilterLimits, first_objection
 from aha.train.job import EVAL_SEED, Job
@@ -49,7 +50,7 @@ class CollectingConfig(StageConfig):
     """Nucleus of the sampling; 1 is off."""
     filters: tuple[str, ...] = ("code", "language", "paragraph", "repetition")
     """Names in FILTERS that a kept answer must pass; R1's are the first three."""
-    language: str = "en"
+    language: Language = "en"
     """Code of the language that the thinking should be in, for the language filter."""
     min_language_share: float = 0.9
     """Share of the thinking's words in that language below which the language filter drops an answer."""

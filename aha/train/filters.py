@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from aha.tasks.language import Language, language_share
 from aha.types import Completion
 
 REPEATED_WORDS = 10
 """Length of the word runs that `repetition` counts: shorter ones recur in honest text."""
 MAX_REPEATED_SHARE = 0.3
-_SCRIPTS = {"zh": ("CJK",), "ja": ("CJK", "HIRAGANA", "KATAKANA"), "ko": ("HANGUL",), "ru": ("CYRILLIC",)}
 MIN_RUNS = 20
 """Fewer runs of words say nothing."""
 
@@ -26,7 +25,7 @@ MIN_RUNS = 20
 class FilterLimits:
     """Thresholds of the filters."""
 
-    language: str = "en"
+    language: Language = "en"
     """Code of the language that the thinking should be in."""
     min_language_share: float = 0.9
     """Share of the thinking's words in that language below which it counts as mixed."""
@@ -34,18 +33,9 @@ class FilterLimits:
     """Longest paragraph of the thinking: one that runs on is hard to read."""
 
 
-def language_share(text: str, *, language: str) -> float | None:
-    """Share of a text's words that are written in the language's script; None for a text without words."""
-    words = re.findall(r"[^\W\d_]+", text)
-    if not words:
-        return None
-    names = _SCRIPTS.get(language, ("LATIN",))
-    return sum(unicodedata.name(word[0], "").startswith(names) for word in words) / len(words)
-
-
 def has_mixed_languages(completion: Completion, limits: FilterLimits) -> bool:
     """Whether too many words of the thinking are in another language; a thinking without words is in none."""
-    share = language_share(completion.reasoning, language=limits.language)
+    share = language_share(completion.reasoning, limits.language)
     return share is not None and share < limits.min_language_share
 
 

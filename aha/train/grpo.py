@@ -14,6 +14,7 @@ from torch import Tensor
 from aha.chat import ChatFormat
 from aha.models import Transformer
 from aha.tasks import get_task
+from aha.tasks.rewards import with_rewards
 from aha.train.advantages import group_advantages
 from aha.train.batches import TrainingSequence, pack, split_by_tokens
 from aha.train.grpo_config import GRPOConfig
@@ -43,7 +44,7 @@ def train(
     Args:
         state: what the checkpoint kept for this stage: the problems taken so far.
     """
-    task = get_task(config.task)
+    task = with_rewards(get_task(config.task), config.rewards)
     stream = ProblemStream(task, seed=config.seed, cursor=(state or {}).get("problem_cursor", 0))
     sampling = SamplingParams(
         num_samples=config.group_size, temperature=config.temperature, max_tokens=config.max_tokens

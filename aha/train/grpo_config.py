@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from aha.errors import ConfigError, unknown_name
+from aha.tasks.rewards import read_rewards
 from aha.train.kl import KLEstimator
 from aha.train.losses import LOSSES, Loss
 from aha.train.stage import TrainingConfig
@@ -48,6 +49,8 @@ class GRPOConfig(TrainingConfig):
     """k1 as in a reward, k2, or k3 times the ratio: all have the KL's gradient on policy, and differ off it."""
     preflight_prompts: int = 16
     """Groups sampled before training to see whether the run can learn; 0 trains without looking."""
+    rewards: tuple[str, ...] = ("accuracy",)
+    """What is paid: names in REWARDS with their options, e.g. ["accuracy", "length:weight=0.1,target=512"]."""
     samples_per_step: int = 2
     """Completions of each step that samples.jsonl keeps."""
 
@@ -55,6 +58,7 @@ class GRPOConfig(TrainingConfig):
         super().__post_init__()
         if self.loss not in LOSSES:
             raise ConfigError(unknown_name("loss", self.loss, LOSSES))
+        read_rewards(self.rewards)
         rules = (
             ("group_size", self.group_size >= 2, "at least 2: a lone completion has nothing to be compared with"),
             ("prompts_per_step", self.prompts_per_step >= 1, "at least 1"),

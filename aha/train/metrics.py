@@ -83,6 +83,7 @@ def sample_row(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
         "reward": score.reward,
         "is_correct": score.is_correct,
         "note": score.note,
+        **({"reward_parts": dict(score.parts)} if score.parts else {}),
         "finish_reason": str(completion.finish_reason),
         "num_tokens": completion.num_tokens,
     }

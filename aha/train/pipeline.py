@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,8 @@ from aha.engine import Engine
 from aha.errors import AhaError, ConfigError, DataError
 from aha.evaluate import compare, conversation, load_result, select_problems
 from aha.models import Transformer, build_model, load_model, read_config
-from aha.tasks import Split, Table, get_task
+from aha.tasks import Mixture, PythonTask, Split, Table, Task, get_task
+from aha.tasks.rewards import with_rewards
 from aha.train.card import write_model_card
 from aha.train.console import Console
 from aha.train.grpo_config import GRPOConfig
@@ -35,11 +37,12 @@ from aha.train.source import Plan, find_resumable, read_run, read_source
 from aha.train.stage import StageConfig, TrainingConfig, derive_seed
 from aha.train.stages import STAGES
 from aha.train.summary import measure_baselines, summarise
-from aha.types import SamplingParams
+from aha.types import Problem, SamplingParams
 
 RUNS = Path("runs")
 _LOCK = ".lock"
 SPLITS: tuple[Split, ...] = ("train", "test")
+MAX_CHECKED_PROMPTS = 1000
 MAX_TEMPLATE_TOKENS = 512
 """What a chat template and a system prompt add to a prompt, generously."""
 
@@ -125,14 +128,14 @@ def _tracked(plan: Plan, job: Job, names: Sequence[str]) -> Iterator[None]:
 
 
 def _check_lengths(plan: Plan, *, chat: ChatFormat, window: int) -> None:
-    """Refuse a data file with a prompt that does not fit the model's window, before the run meets it.
+    """Refuse a task of the user's own with a prompt that does not fit the model's window, before the run meets it.
 
     Raises:
         DataError: naming the prompt.
     """
     tasks = [get_task(spec) for spec in {config.task: None for config in plan.configs}]
-    tables = [task for task in tasks if isinstance(task, Table)]
-    for task, problem in [(t, p) for t in tables for split in SPLITS for p in t.problems(split, seed=0)]:
+    own = [part for task in tasks for part in _parts(task) if isinstance(part, Table | PythonTask)]
+    for task, problem in [(t, p) for t in own for split in SPLITS for p in _checked_problems(t, split)]:
         # A token is at least a byte, so most prompts need no tokenizer.
         is_short = len(problem.prompt.encode()) < window - MAX_TEMPLATE_TOKENS
         if not is_short and (count := len(chat.render(conversation(task, problem=problem)))) >= window:
@@ -140,6 +143,16 @@ def _check_lengths(plan: Plan, *, chat: ChatFormat, window: int) -> None:
                 f"{task.name}: the prompt {problem.prompt[:40]!r} has {count} tokens, the model's window is {window} "
                 "and must hold an answer too; shorten or remove it"
             )
+
+
+def _parts(task: Task) -> tuple[Task, ...]:
+    return task.parts if isinstance(task, Mixture) else (task,)
+
+
+def _checked_problems(task: Task, split: Split) -> Iterator[Problem]:
+    """All rows of a file; of a program, which may never end, the first ones."""
+    problems = task.problems(split, seed=0)
+    return problems if isinstance(task, Table) else itertools.islice(problems, MAX_CHECKED_PROMPTS)
 
 
 def _make_folder(plan: Plan, out: Path | None) -> Path:
@@ -313,7 +326,7 @@ def _look_before(plan: Plan, job: Job) -> None:
         num_samples=config.group_size, temperature=config.temperature, max_tokens=config.max_tokens
     )
     found = run_preflight(
-        get_task(config.task),
+        with_rewards(get_task(config.task), config.rewards),
         chat=job.chat,
         engine=job.engine,
         sampling=sampling,

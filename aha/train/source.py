@@ -14,7 +14,9 @@ import torch
 from aha import hub
 from aha.config import Recipe, StageTable, build, load_recipe, override, recipe_paths
 from aha.errors import AhaError, ConfigError, DataError
-from aha.tasks import TASKS, get_task
+from aha.tasks import TASKS, PythonTask, get_task
+from aha.tasks.mixture import split_mixture
+from aha.tasks.selfcheck import check_gold
 from aha.train.run import FORMAT_VERSION
 from aha.train.sft import SFTConfig, check_data
 from aha.train.stage import StageConfig
@@ -82,7 +84,9 @@ def check(recipe: Recipe, *, note: str = "") -> Plan:
         if STAGES[stage.kind].collects:
             collected.append(stage.name)
         configs.append(replace(config, **of_the_run))
-        get_task(config.task)
+        task = get_task(config.task)
+        if isinstance(task, PythonTask):  # a data file has checked its own
+            check_gold(task)
     return Plan(recipe=recipe, configs=tuple(configs), note=note)
 
 
@@ -139,9 +143,14 @@ def _recipe_for_task(spec: str, *, overrides: Sequence[str], recipes: Sequence[s
         if values["model"] == "smollm2":
             # Settings of recipes/arithmetic_smollm2.toml, where they were measured.
             values |= {"prompts_per_step": 8, "group_size": 8, "learning_rate": 2e-6, "eval_problems": 100}
-    name = Path(spec.partition(":")[0]).stem
-    recipe = Recipe(name, (StageTable("grpo", "grpo", values, spec),))
+    recipe = Recipe(_run_name(spec), (StageTable("grpo", "grpo", values, spec),))
     return override(recipe, overrides, kinds=KINDS), "\n".join(lines)
+
+
+def _run_name(source: str) -> str:
+    """The name of a run: the task's or the file's, of a mixture all of them, without weights and options."""
+    parts = split_mixture(source) or [(1, source)]
+    return "+".join(Path(spec.partition(":")[0]).stem for _, spec in parts)
 
 
 def _choose_model(spec: str) -> tuple[str, str]:
@@ -166,7 +175,7 @@ def find_resumable(source: str, *, out: Path | None, parent: Path) -> Path:
     """
     if out is not None or os.path.isdir(source):
         return out or Path(source)
-    name = Path(source.partition(":")[0]).stem
+    name = _run_name(source)
     candidates = [p for p in parent.glob(f"{name}*") if p.name == name or p.name.removeprefix(f"{name}-").isdigit()]
     runs = [p for p in candidates if (p / "run.json").exists()]
     unfinished = [p for p in runs if _read_run_file(p).get("status") != "finished"]

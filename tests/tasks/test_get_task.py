@@ -1,20 +1,14 @@
-"""How a task is named on the command line and in a recipe, and that docs/tasks.md does what it says."""
+"""How a task is named on the command line and in a recipe."""
 
 from __future__ import annotations
 
-import re
-import runpy
 from itertools import islice
-from pathlib import Path
 
 import pytest
 
 from aha.errors import ConfigError
-from aha.tasks import TASKS, Arithmetic, Countdown, Split, get_task
+from aha.tasks import TASKS, Arithmetic, Countdown, get_task
 from aha.types import Completion, FinishReason
-
-SPLITS: tuple[Split, ...] = ("train", "test")
-GUIDE = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
 def test_name_alone_gives_the_defaults() -> None:
@@ -68,28 +62,3 @@ def test_every_task_has_solvable_problems_with_stable_distinct_ids(name: str) ->
         thought_only = Completion((), (), FinishReason.STOP, reasoning=problem.answer)
         assert task.score(problem, gold).reward == 1.0
         assert task.score(problem, thought_only).reward == 0.0
-
-
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-
-
-def test_data_file_of_the_guide_is_a_task(tmp_path: Path) -> None:
-    path = tmp_path / "capitals.jsonl"
-    path.write_text(_blocks("jsonl")[0], encoding="utf-8")
-    task = get_task(f"{path}:verify=choice")
-    (problem,) = task.problems("test", seed=0)
-    assert problem.prompt.startswith("Capital of Norway?\nA. Paris")
-    for answer, reward in (("C", 1.0), ("Oslo", 1.0), ("A", 0.0), ("A or C", 0.0)):
-        done = Completion((), (), FinishReason.STOP, answer=answer)
-        assert task.score(problem, done).reward == reward
-
-
-def test_python_of_the_guide_runs_and_makes_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aha.tasks.TASKS", TASKS.copy())
-    (code,) = _blocks("python")
-    (tmp_path / "reverse.py").write_text(code, encoding="utf-8")
-    runpy.run_path(str(tmp_path / "reverse.py"))
-    task = get_task("reverse:length=4")
-    train, test = ({p.prompt for p in islice(task.problems(split, seed=1), 200)} for split in SPLITS)
-    assert not train & test

@@ -1,0 +1,250 @@
+"""Every shipped task withstands its self-check, and a verifier that can be fooled does not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aha.errors import DataError
+from aha.tasks import TASKS, Arithmetic, Split, Task, get_task
+from aha.tasks.base import Cheat
+from aha.tasks.cheats import completion_of
+from aha.tasks.selfcheck import Kind, Row, SelfCheck, Verdict, check_gold, floor_of, self_check
+from aha.types import Completion, Outcome, Problem, Score
+
+NEEDED: dict[str, Callable[[Path], str]] = {}
+"""Task → what makes the options it cannot do without, such as a small file, in a folder of the test."""
+NUM_PROBLEMS: dict[str, int] = {}
+"""Task → problems to check it on, where its verifier is too slow for the usual number."""
+
+
+def spec_of(name: str, *, folder: Path) -> str:
+    return f"{name}:{NEEDED[name](folder)}" if name in NEEDED else name
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_shipped_task_pays_the_right_answer_and_no_cheat(name: str, tmp_path: Path) -> None:
+    task = get_task(spec_of(name, folder=tmp_path))
+    checked = self_check(task, num_problems=NUM_PROBLEMS.get(name, 32))
+    assert checked.passes, checked.lines()
+    kinds = [row.kind for row in checked.rows if row.num_tried and row.verdict is Verdict.OK]
+    assert {Kind.GOLD, Kind.NOTHING, Kind.RANDOM, Kind.PROBLEMS} <= set(kinds)
+    assert kinds.count(Kind.CHEAT) >= 3
+    assert checked.num_problems >= 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Arithmetic):
+    """Arithmetic under a verifier of the test's own."""
+
+    verify: Callable[[Problem, Completion], float] = lambda problem, completion: 0.0
+
+    def score(self, problem: Problem, completion: Completion) -> Score:
+        reward = self.verify(problem, completion)
+        return Score(reward, reward == 1)
+
+
+def contains(problem: Problem, completion: Completion) -> float:
+    return float(problem.answer in completion.answer)
+
+
+def first_number(problem: Problem, completion: Completion) -> float:
+    found = re.search(r"-?[0-9]+", completion.answer)
+    return float(found is not None and found[0] == problem.answer)
+
+
+def form_only(problem: Problem, completion: Completion) -> float:
+    return float(bool(completion.answer.strip()))
+
+
+def anywhere_in_the_text(problem: Problem, completion: Completion) -> float:
+    return float(completion.text.split()[-1:] == [problem.answer] or completion.reasoning == problem.answer)
+
+
+def failing(checked: SelfCheck) -> dict[str, Row]:
+    return {row.name: row for row in checked.failures}
+
+
+@pytest.mark.parametrize(
+    ("verify", "row", "kind"),
+    [
+        (contains, "hides the answer in a list", Kind.CHEAT),
+        (contains, "lists every candidate", Kind.CHEAT),
+        (first_number, "takes its answer back", Kind.CHEAT),
+        (form_only, "another problem's answer", Kind.RANDOM),
+        (form_only, "says it does not know", Kind.NOTHING),
+        (form_only, "a form without an answer", Kind.CHEAT),
+        (anywhere_in_the_text, "answers inside the thinking only", Kind.CHEAT),
+        (lambda problem, completion: 1.0, "no text at all", Kind.NOTHING),
+    ],
+)
+def test_verifier_that_can_be_fooled_fails_in_its_row(
+    verify: Callable[[Problem, Completion], float], row: str, kind: Kind
+) -> None:
+    checked = self_check(Judged(verify=verify), num_problems=6)
+    found = failing(checked)[row]
+    assert (found.kind, found.mean_reward) == (kind, 1.0)
+    with pytest.raises(DataError, match=r"the self-check fails: \".*see docs/tasks.md") as caught:
+        checked.refuse_if_failing()
+    assert "\n" not in str(caught.value)
+
+
+def test_right_answers_that_are_not_paid_in_full_fail() -> None:
+    checked = self_check(
+        Judged(verify=lambda problem, completion: 0.5 * (completion.answer == problem.answer)), num_problems=6
+    )
+    assert failing(checked)["the right answer"].mean_reward == 0.5
+    with pytest.raises(DataError, match=r"arithmetic.*: the right answer '.*' to '.*' scores 0.5, not 1"):
+        check_gold(Judged(verify=lambda problem, completion: 0.5))
+    check_gold(Arithmetic())
+
+
+def test_verifier_that_raises_fails_with_what_it_said() -> None:
+    checked = self_check(Judged(verify=lambda problem, completion: float(int(completion.answer) == 0)))
+    assert "score raised ValueError: invalid literal" in failing(checked)["echoes the question"].note
+
+
+def test_cheat_that_is_counted_as_right_fails_even_unpaid() -> None:
+    class Unpaid(Arithmetic):
+        def score(self, problem: Problem, completion: Completion) -> Score:
+            is_right = problem.answer in completion.answer
+            return Score(float(completion.answer == problem.answer), is_right)
+
+    assert failing(self_check(Unpaid(), num_problems=6))["hides the answer in a list"].mean_reward == 1.0
+
+
+def test_cheats_of_the_task_itself_are_tried() -> None:
+    class WithBackDoor(Arithmetic):
+        def score(self, problem: Problem, completion: Completion) -> Score:
+            return Score(1.0, True) if completion.answer == "xyzzy" else super().score(problem, completion)
+
+        def cheats(self, problem: Problem) -> Iterator[Cheat]:
+            yield Cheat("the magic word", completion_of("xyzzy"))
+
+    assert list(failing(self_check(WithBackDoor(), num_problems=6))) == ["the magic word"]
+
+
+def test_task_says_what_a_model_would_write_and_what_is_deserved_without_thought() -> None:
+    class Worded(Arithmetic):
+        floor = 0.2
+
+        def problems(self, split: Split, *, seed: int) -> Iterator[Problem]:
+            for problem in super().problems(split, seed=seed):
+                yield Problem(problem.problem_id, problem.prompt, f"The answer is {problem.answer}", problem.data)
+
+        def gold(self, problem: Problem) -> str:
+            return problem.answer.split()[-1]
+
+        def score(self, problem: Problem, completion: Completion) -> Score:
+            is_right = completion.answer == self.gold(problem)
+            return Score(1.0 if is_right else 0.2, is_right)
+
+    checked = self_check(Worded(), num_problems=6)
+    assert checked.passes, checked.lines()
+    assert checked.floor == 0.2
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def table(path: Path, *, answers: list[object], **columns: object) -> str:
+    return write(
+        path, [{"prompt": f"Question {n}?", "answer": answers[n % len(answers)], **columns} for n in range(90)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "columns", "options", "floor"),
+    [
+        (list(range(100, 190)), {}, "verify=number", 0.0),
+        (["yes", "no"], {}, "verify=exact", 0.5),
+        ([f"word {n}" for n in range(90)], {}, "verify=exact,case=ignore", 0.0),
+        (["Rome", "A", "Oslo"], {"choices": ["Paris", "Rome", "Oslo"]}, "verify=choice", 1 / 3),
+        (["A", "B", "C", "D"], {}, "verify=choice", 0.25),
+        ([{"city": f"c{n}", "n": n} for n in range(90)], {}, "verify=json", 0.0),
+        ([rf"{n} (cats|dogs)" for n in range(90)], {}, "verify=regex", 0.0),
+        ([r"\d+ cats"], {"example": "12 cats"}, "verify=regex", 1.0),
+    ],
+)
+def test_own_table_passes_with_the_floor_of_its_best_constant_answer(
+    tmp_path: Path, answers: list[object], columns: dict[str, object], options: str, floor: float
+) -> None:
+    task = get_task(f"{table(tmp_path / 'a.jsonl', answers=answers, **columns)}:{options}")
+    checked = self_check(task)
+    assert checked.passes, checked.lines()
+    assert checked.floor == pytest.approx(floor, abs=0.06)
+
+
+def test_pattern_without_an_example_is_said_to_be_unchecked(tmp_path: Path) -> None:
+    task = get_task(table(tmp_path / "a.jsonl", answers=[rf"{n}\d+" for n in range(90)]) + ":verify=regex")
+    (gold,) = (row for row in self_check(task).rows if row.kind is Kind.GOLD)
+    assert (gold.verdict, gold.num_tried) == (Verdict.NOT_CHECKED, 0)
+    path = table(tmp_path / "b.jsonl", answers=[r"\d+ cats"], example="no cats")
+    with pytest.raises(DataError, match=r"b\.jsonl line 1: the example 'no cats' does not match its pattern"):
+        get_task(f"{path}:verify=regex")
+
+
+def test_pattern_that_lets_anything_through_fails(tmp_path: Path) -> None:
+    task = get_task(table(tmp_path / "a.jsonl", answers=[f"(?s).*{n}.*" for n in range(90)]) + ":verify=regex")
+    assert "lists every candidate" in failing(self_check(task)) or "thousands of answers" in failing(self_check(task))
+
+
+def test_leaking_and_unsteady_problems_fail() -> None:
+    class Leaky(Arithmetic):
+        def problems(self, split: Split, *, seed: int) -> Iterator[Problem]:
+            return super().problems("train", seed=seed)
+
+    class Unsteady(Arithmetic):
+        def problems(self, split: Split, *, seed: int) -> Iterator[Problem]:
+            return super().problems(split, seed=id(object()) + next(counter))
+
+    counter = iter(range(10))
+    assert list(failing(self_check(Leaky(), num_problems=6))) == ["problems in both splits"]
+    assert "the same seed gives other problems" in failing(self_check(Unsteady(), num_problems=6))
+
+
+def test_floor_counts_a_repeated_problem_once() -> None:
+    problems = [Problem("1", "a", "x")] * 9 + [Problem("2", "b", "y")]
+    assert floor_of(Arithmetic(), problems) == 0.0
+
+
+def test_mixture_is_checked_task_by_task(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.jsonl", answers=["yes", "no"])
+    checked = self_check(get_task(f"countdown + 2*{path}"), num_problems=8)
+    assert checked.passes, checked.lines()
+    assert checked.num_problems == 16
+    assert {"countdown: the right answer", f"{path}:verify=exact: the right answer"} <= {r.name for r in checked.rows}
+
+
+def test_slow_verifier_is_tried_on_fewer_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aha.tasks.selfcheck.MAX_SECONDS", 0.0)
+    assert self_check(Arithmetic()).num_problems == 3
+
+
+def test_task_without_training_problems_is_refused() -> None:
+    class Empty(Arithmetic):
+        def problems(self, split: Split, *, seed: int) -> Iterator[Problem]:
+            return iter(())
+
+    task: Task = Empty()
+    with pytest.raises(DataError, match="arithmetic has no training problems"):
+        self_check(task)
+
+
+def test_masked_cheats_fail_since_a_model_could_hide_behind_them() -> None:
+    class Fragile(Arithmetic):
+        def score(self, problem: Problem, completion: Completion) -> Score:
+            if "[" in completion.answer:
+                return Score(0.0, False, "parser died", Outcome.ERROR)
+            return super().score(problem, completion)
+
+    assert (
+        failing(self_check(Fragile(), num_problems=6))["brackets without end"].note == "the verifier fails: parser died"
+    )
