@@ -10,10 +10,11 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
-from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, Split, Task
+from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, HasTurns, Split, Task
 from aha.tasks.countdown import Countdown
 from aha.tasks.table import Table
 from aha.tasks.verifiers import VERIFIERS
+from aha.tasks.warehouse import Warehouse
 
 __all__ = [
     "TASKS",
@@ -23,15 +24,18 @@ __all__ = [
     "Demonstration",
     "HasBaselines",
     "HasDemonstrations",
+    "HasTurns",
     "Split",
     "Table",
     "Task",
+    "Warehouse",
     "get_task",
 ]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": Arithmetic,
     "countdown": Countdown,
+    "warehouse": Warehouse,
 }
 """Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import time
@@ -47,10 +46,19 @@ def train(
     for step in range(first_step, config.steps):
         started = time.perf_counter()
         groups: list[RolloutGroup] = []
+        waits: list[float] = []
         while num_missing := missing_prompts(groups, config):
             problems = stream.take(num_missing)
             seed = derive_seed(config.seed, "step", job.stage_index, step, len(groups))
-            groups += collect(problems, task=task, chat=job.chat, engine=job.engine, sampling=sampling, seed=seed)
+            groups += collect(
+                problems,
+                task=task,
+                chat=job.chat,
+                engine=job.engine,
+                sampling=sampling,
+                seed=seed,
+                on_wait=waits.append,
+            )
         rollout_seconds = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -71,7 +79,7 @@ def train(
         train_seconds = time.perf_counter() - started
 
         metrics = rollout_metrics(groups, num_thinking_tokens=thinking_tokens(groups, job.chat)) | merge(updates)
-        num_trained = sum(len(s.completion_ids) for s in sequences)
+        num_trained = sum(s.num_trained for s in sequences)
         prompt_tokens, completion_tokens = metrics["prompt_tokens"], metrics["completion_tokens"]
         job.charge(
             "sampling", seconds=rollout_seconds, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
@@ -81,6 +89,7 @@ def train(
             "learning_rate": learning_rate,
             "trained_tokens": num_trained,
             "rollout_seconds": rollout_seconds,
+            "scoring_seconds": sum(waits),  # of the rollouts' seconds: what was left to score when sampling had ended
             "train_seconds": train_seconds,
             "tokens_per_second": completion_tokens / (rollout_seconds + train_seconds),
             "note": explain(metrics),
@@ -104,7 +113,13 @@ def training_sequences(groups: Sequence[RolloutGroup], config: GRPOConfig) -> li
         advantages = advantages_of(group, config)
         if any(advantages):
             sequences += [
-                TrainingSequence(group.prompt_ids, r.completion.token_ids, advantage, r.completion.logprobs)
+                TrainingSequence(
+                    group.prompt_ids,
+                    r.completion.token_ids,
+                    advantage,
+                    r.completion.logprobs,
+                    is_sampled=r.completion.is_sampled,
+                )
                 for r, advantage in zip(group.rollouts, advantages, strict=True)
                 if not _is_masked(r, config)
             ]
@@ -136,7 +151,7 @@ def accumulate_gradients(
     split into micro-batches nor on padding (there is none).
     """
     loss_of = LOSSES[config.loss]
-    num_tokens = sum(len(s.completion_ids) for s in sequences)
+    num_tokens = sum(s.num_trained for s in sequences)
     totals = dict.fromkeys(("loss", "entropy", "kl", "clip_low_fraction", "clip_high_fraction", "sampler_gap"), 0.0)
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
         batch = pack(micro_batch)
@@ -184,10 +199,9 @@ def with_old_logprobs(
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
         batch = pack(micro_batch)
         logprobs_M = token_logprobs(model, batch, temperature=config.temperature).logprobs_M
-        per_sequence = logprobs_M.split([len(s.completion_ids) for s in micro_batch])
+        per_sequence = logprobs_M.split([s.num_trained for s in micro_batch])
         updated += [
-            dataclasses.replace(s, sampled_logprobs=tuple(logprobs.tolist()))
-            for s, logprobs in zip(micro_batch, per_sequence, strict=True)
+            s.with_sampled_logprobs(logprobs.tolist()) for s, logprobs in zip(micro_batch, per_sequence, strict=True)
         ]
     return updated
 

@@ -17,6 +17,7 @@ from aha.train.job import Job
 from aha.train.logprobs import token_logprobs
 from aha.train.optimizer import Optimizer
 from aha.train.stage import StageConfig, derive_seed, scheduled_learning_rate
+from aha.types import Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def train(config: SFTConfig, job: Job, *, optimizer: Optimizer, first_step: int 
         is_skipped = not job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
         if is_skipped:
             job.dump_skipped(step, sequences)
-        num_tokens = sum(len(s.completion_ids) for s in sequences)
+        num_tokens = sum(s.num_trained for s in sequences)
         seconds = time.perf_counter() - started
         job.charge("supervised training", seconds=seconds, trained_tokens=num_tokens)
         job.log_step(
@@ -75,14 +76,24 @@ def draw_examples(task: Task, chat: ChatFormat, *, num_examples: int, seed: int,
 
 
 def encode_demonstration(task: Task, chat: ChatFormat, demonstration: Demonstration) -> TrainingSequence:
-    """Prompt and completion of a demonstration, the completion exactly as the model should sample it."""
+    """Prompt and completion of a demonstration, the completion exactly as the model should sample it.
+
+    With turns: as an episode's tokens would be, trained on what the model should write in every turn.
+    """
     prompt_ids = chat.render(conversation(task, problem=demonstration.problem))
-    completion_ids = chat.encode_completion(
-        reasoning=demonstration.reasoning,
-        answer=demonstration.answer,
-        starts_in_thinking=chat.starts_in_thinking(prompt_ids),
-    )
-    return TrainingSequence(tuple(prompt_ids), tuple(completion_ids))
+    token_ids: list[int] = []
+    is_sampled: list[bool] = []
+    last = Turn(demonstration.reasoning, demonstration.answer)
+    for turn in (*demonstration.turns, last):
+        starts_in_thinking = chat.starts_in_thinking([*prompt_ids, *token_ids])
+        written = chat.encode_completion(
+            reasoning=turn.reasoning, answer=turn.answer, starts_in_thinking=starts_in_thinking
+        )
+        shown = chat.continuation(turn.observation, last_token_id=written[-1]) if turn.observation else []
+        token_ids += [*written, *shown]
+        is_sampled += [True] * len(written) + [False] * len(shown)
+    mask = () if all(is_sampled) else tuple(is_sampled)
+    return TrainingSequence(tuple(prompt_ids), tuple(token_ids), is_sampled=mask)
 
 
 def accumulate_gradients(model: Transformer, sequences: list[TrainingSequence], *, micro_batch_tokens: int) -> float:
@@ -90,7 +101,7 @@ def accumulate_gradients(model: Transformer, sequences: list[TrainingSequence], 
 
     The one normaliser is the step's token count, so that the split into micro-batches does not show.
     """
-    num_targets = sum(len(s.completion_ids) for s in sequences)
+    num_targets = sum(s.num_trained for s in sequences)
     total = 0.0
     for micro_batch in split_by_tokens(sequences, max_tokens=micro_batch_tokens):
         loss = -token_logprobs(model, pack(micro_batch)).logprobs_M.sum() / num_targets

@@ -62,7 +62,7 @@ advantage_scale = "none"
 """
 )
 RECIPES = {"two_stages": TWO_STAGES, "grpo_alone": GRPO_ALONE}
-CLOCK = {"time_seconds", "cost_usd", "tokens_per_second", "rollout_seconds", "train_seconds"}
+CLOCK = {"time_seconds", "cost_usd", "tokens_per_second", "rollout_seconds", "train_seconds", "scoring_seconds"}
 
 
 class Runs:
