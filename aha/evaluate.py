@@ -29,11 +29,8 @@ from aha.tasks.turns import answer_problems
 from aha.types import Completion, FinishReason, Message, Outcome, Problem, Rollout, SamplingParams
 
 Respond = Callable[[list[list[Message]], SamplingParams], list[list[Completion]]]
-"""Conversations in; for each, `num_samples` completions with text, reasoning and answer filled in.
-
-A task with turns is conversed with message by message, unless what is handed over can hold whole episodes by itself:
-see aha.tasks.turns.RunsEpisodes.
-"""
+"""Conversations in; for each, `num_samples` completions with text, reasoning and answer filled in. Of a task with turns
+each turn is asked so, unless this is aha.tasks.turns.RunsEpisodes too."""
 
 FORMAT = 1
 CONVERSATIONS_PER_CALL = 128  # enough to keep an engine's batch full, few enough that progress moves
@@ -302,8 +299,8 @@ def _ask(
     shares: list[float] = []
     for start in range(0, len(problems), CONVERSATIONS_PER_CALL):
         chunk = problems[start : start + CONVERSATIONS_PER_CALL]
-        conversations = [conversation(task, problem=problem) for problem in chunk]
-        completions_PG = answer_problems(task, chunk, conversations, respond, sampling)
+        asked = [conversation(task, problem=problem) for problem in chunk]
+        completions_PG = answer_problems(task, chunk, asked, respond, sampling)
         for problem, completions in zip(chunk, completions_PG, strict=True):
             assert len(completions) == sampling.num_samples, "respond must give num_samples completions"
             rollouts = [Rollout(completion, task.score(problem, completion)) for completion in completions]

@@ -22,6 +22,15 @@ class Demonstration:
     """Turns before the last one, each with the observation that followed it: context, never imitated."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cheat:
+    """A completion that tries to be paid without solving its problem."""
+
+    name: str
+    """What is tried, in a few words; the same for every problem."""
+    completion: Completion
+
+
 class Task(Protocol):
     """A verifiable task. Problems of the two splits never overlap, whatever their seeds."""
 

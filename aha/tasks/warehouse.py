@@ -11,10 +11,11 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from aha.errors import ConfigError
-from aha.tasks.base import Demonstration, Split
+from aha.tasks.base import Cheat, Demonstration, Split
+from aha.tasks.turns import with_turns
 from aha.tasks.verifiers import number
 from aha.types import Completion, FinishReason, Observation, Outcome, Problem, Score, Transcript, Turn
 
@@ -52,8 +53,8 @@ class Warehouse:
     @property
     def system_prompt(self) -> str:
         return (
-            "A warehouse has numbered shelves. You get some of their numbers, written like 7 + 31, and must say how many "
-            "boxes these shelves hold together. To learn what shelf 7 holds, write only <tool>7</tool>; the next "
+            "A warehouse has numbered shelves. You get the numbers of some, written like 7 + 31, and must say how many "
+            "boxes they hold together. To learn what shelf 7 holds, write only <tool>7</tool>; the next "
             "message tells. Ask for one shelf at a time. When you know them all, write only the sum of what they hold."
         )
 
@@ -104,6 +105,30 @@ class Warehouse:
         rng = random.Random(f"warehouse demonstrations {seed}")
         while True:
             yield demonstrate(self._draw(rng, "train"))
+
+    def gold(self, problem: Problem) -> Completion:
+        """The episode of the demonstration."""
+        shown = demonstrate(problem)
+        return _episode(*shown.turns, Turn(shown.reasoning, shown.answer))
+
+    def cheats(self, problem: Problem) -> Iterator[Cheat]:
+        """The right sum without having been told it by the tool."""
+        calls = demonstrate(problem).turns
+        claim = Turn("I have asked for all of them.", problem.answer)
+        dialogue = " ".join(f"{turn.answer} {turn.observation.text}" for turn in calls if turn.observation)
+        yield Cheat("right by luck", _episode(claim))
+        yield Cheat("writes the tool's answers itself", _episode(Turn(dialogue, f"{dialogue} {problem.answer}")))
+        yield Cheat("asks for one shelf only", _episode(calls[-1], claim) if len(calls) > 1 else _episode(claim))
+        yield Cheat("ends with a call", _episode(*calls, Turn("", f"{calls[0].answer} {problem.answer}")))
+        yield Cheat("a call nobody answered", _episode(*(replace(turn, observation=None) for turn in calls), claim))
+        wrong = Observation(USAGE)
+        yield Cheat("calls that went wrong", _episode(*(replace(turn, observation=wrong) for turn in calls), claim))
+
+
+def _episode(*turns: Turn) -> Completion:
+    told = tuple(replace(turn, text=f"<think>{turn.reasoning}</think>{turn.answer}") for turn in turns)
+    num_tokens = sum(len(turn.text) for turn in told)
+    return with_turns(Completion((), (), FinishReason.STOP, reported_tokens=num_tokens), told)
 
 
 def make_problem(asked: list[str], *, counts: dict[str, int]) -> Problem:
