@@ -18,8 +18,10 @@ Ask = Callable[[list[list[Message]], SamplingParams], list[list[Completion]]]
 class RunsEpisodes(Protocol):
     """What answers conversations and can also hold whole episodes, token by token: an engine in this process."""
 
-    def episodes(self, task: Task, problems: Sequence[Problem], sampling: SamplingParams) -> list[list[Completion]]:
-        """For each problem `num_samples` finished episodes."""
+    def episodes(
+        self, task: Task, problems: Sequence[Problem], samplings: Sequence[SamplingParams]
+    ) -> list[list[Completion]]:
+        """For each problem `num_samples` finished episodes, drawn by its own parameters."""
 
 
 def with_turns(completion: Completion, turns: Transcript) -> Completion:
@@ -40,7 +42,7 @@ def answer_problems(
     if not isinstance(task, HasTurns):
         return ask(list(conversations), sampling)
     if isinstance(ask, RunsEpisodes):
-        return ask.episodes(task, problems, sampling)
+        return ask.episodes(task, problems, [sampling] * len(problems))
     return converse(task, problems, conversations, ask, sampling)
 
 

@@ -15,40 +15,45 @@ from aha.train.stage import derive_seed
 from aha.types import Completion, Message, Problem, Rollout, RolloutGroup, SamplingParams
 
 
-def respond_with(engine: Engine, chat: ChatFormat) -> EngineResponder:
-    """What `evaluate` asks: conversations in, parsed completions out, from an engine in this process."""
-    return EngineResponder(engine, chat)
+@dataclasses.dataclass(frozen=True)
+class EngineRespond:
+    """What `evaluate` asks, from an engine in this process."""
 
-
-class EngineResponder:
-    """Answers conversations, and holds the episodes of tasks with turns without ever tokenising them again."""
-
-    def __init__(self, engine: Engine, chat: ChatFormat) -> None:
-        self._engine = engine
-        self._chat = chat
+    engine: Engine
+    chat: ChatFormat
 
     def __call__(self, conversations: Sequence[Sequence[Message]], sampling: SamplingParams) -> list[list[Completion]]:
-        """For each conversation `num_samples` completions."""
-        chat = self._chat
-        prompts = [chat.render(messages) for messages in conversations]
-        completions = self._engine.generate(prompts, [_seed_for(sampling, prompt) for prompt in prompts])
+        """For each conversation its parsed completions."""
+        prompts = [self.chat.render(messages) for messages in conversations]
+        completions = self.engine.generate(prompts, [_seed_for(sampling, prompt) for prompt in prompts])
         return [
-            [chat.parse(c, starts_in_thinking=chat.starts_in_thinking(prompt), stop=sampling.stop) for c in group]
+            [self._parse(completion, prompt, sampling) for completion in group]
             for prompt, group in zip(prompts, completions, strict=True)
         ]
 
-    def episodes(self, task: Task, problems: Sequence[Problem], sampling: SamplingParams) -> list[list[Completion]]:
-        """For each problem `num_samples` finished episodes."""
-        prompts = [self._chat.render(conversation(task, problem=problem)) for problem in problems]
+    def episodes(
+        self, task: Task, problems: Sequence[Problem], samplings: Sequence[SamplingParams]
+    ) -> list[list[Completion]]:
+        """For each problem its finished episodes; what was sampled is never tokenised again."""
+        prompts = [self.chat.render(conversation(task, problem=problem)) for problem in problems]
         return run_episodes(
             problems,
             prompts=prompts,
-            params=[_seed_for(sampling, prompt) for prompt in prompts],
+            params=[_seed_for(sampling, prompt) for sampling, prompt in zip(samplings, prompts, strict=True)],
             task=task,
-            chat=self._chat,
-            engine=self._engine,
+            chat=self.chat,
+            engine=self.engine,
             finish=lambda _, completion: completion,
         )
+
+    def _parse(self, completion: Completion, prompt_ids: Sequence[int], sampling: SamplingParams) -> Completion:
+        is_thinking = self.chat.starts_in_thinking(prompt_ids)
+        return self.chat.parse(completion, starts_in_thinking=is_thinking, stop=sampling.stop)
+
+
+def respond_with(engine: Engine, chat: ChatFormat) -> EngineRespond:
+    """What `evaluate` asks: conversations in, parsed completions out, from an engine in this process."""
+    return EngineRespond(engine, chat)
 
 
 def _seed_for(sampling: SamplingParams, prompt_ids: Sequence[int]) -> SamplingParams:

@@ -138,9 +138,9 @@ def test_turns_say_what_was_written_and_what_was_shown(turns_job: Job) -> None:
 def test_episode_alone_equals_the_same_one_in_a_batch(turns_job: Job) -> None:
     respond = respond_with(turns_job.engine, turns_job.chat)
     sampling = replace(SAMPLING, seed=5)
-    together = respond.episodes(Echo(), PROBLEMS, sampling)
+    together = respond.episodes(Echo(), PROBLEMS, [sampling] * 4)
     for problem, episodes in zip(PROBLEMS, together, strict=True):
-        (alone,) = respond.episodes(Echo(), [problem], sampling)
+        (alone,) = respond.episodes(Echo(), [problem], [sampling])
         assert all(same_tokens(a, b) for a, b in zip(alone, episodes, strict=True))
     assert len({c.token_ids for episodes in together for c in episodes}) == 12
 
