@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from aha.errors import AhaError, DataError, ModelError, RequestError
+from aha.errors import AhaError, DataError, ModelError
+from aha.outline import Frame, Segment, align, find_frame, replace_contents
 from aha.streaming import (
     CLOSE_MARK,
     CLOSE_TAG,
@@ -33,7 +32,7 @@ from aha.streaming import (
     show_tags,
 )
 from aha.template import ChatTemplate
-from aha.types import Completion, Message
+from aha.types import Completion, Message, Observation
 
 __all__ = ["ChatFormat", "Delta", "StreamSplitter"]
 
@@ -44,7 +43,6 @@ _FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_LEADING_THINKING = re.compile(rf"(\s*{OPEN_TAG})(.*?)({CLOSE_TAG})(.*)", re.DOTALL)
 
 
 class ChatFormat:
@@ -67,6 +65,7 @@ class ChatFormat:
         self._table = TokenBytes(self._tokenizer, spec=spec, marks=marks if self._has_tag_tokens else {})
         self.stop_token_ids = self._read_stop_ids(named_tokens.get("eos_token", ""))
         """Tokens that end a turn; the first is the one that this format writes itself."""
+        self._frames: dict[str, Frame] = {}
 
     @classmethod
     def load(cls, folder: Path | str) -> ChatFormat:
@@ -108,14 +107,45 @@ class ChatFormat:
         """
         messages = [_clean_message(message) for message in messages]
         text = self.render_text(messages, add_generation_prompt=add_generation_prompt)
-        stand_ins, contents = _replace_contents(messages)
+        stand_ins, contents = replace_contents(messages)
         outline = self.render_text(stand_ins, add_generation_prompt=add_generation_prompt)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         outline_ids = self._tokenizer.encode(outline, add_special_tokens=False).ids
         names_unknown = self._unknown_token and any(self._unknown_token in text for text in contents.values())
         if self._controls(encoding.ids) == self._controls(outline_ids) and not names_unknown:
             return list(encoding.ids)
-        return self._encode_segments(_align(text, outline=outline, contents=contents))
+        return self._encode_segments(align(text, outline=outline, contents=contents))
+
+    def continuation(self, observation: Observation, *, last_token_id: int) -> list[int]:
+        """Token ids from the end of a sampled turn to the start of the next one, with the observation between them.
+
+        What stands before is neither rendered nor tokenised again: prompt, sampled tokens and continuation, end to
+        end, are the next prompt. The observation is spelled out as contents are in `render`, and shown as the user's
+        where the template has no tool role.
+
+        Args:
+            last_token_id: of the sampled turn. A stop token is the end of the turn; else the template's own is added,
+                as after a stop string.
+
+        Raises:
+            RequestError: the chat template cannot show a conversation of several turns.
+        """
+        frame = self._frames.get(observation.role)
+        if frame is None:
+            frame = self._frames[observation.role] = find_frame(self._template, role=observation.role)
+        text = _clean(observation.text)
+        parts = (
+            Segment(frame.before, is_template=True),
+            Segment(text.strip() if frame.is_trimmed else text, is_template=False),
+            Segment(frame.after, is_template=True),
+        )
+        ids = self._encode_segments(parts)
+        if last_token_id in self.stop_token_ids:
+            before = self._encode_segments(parts[:1])
+            end = next((at + 1 for at, token_id in enumerate(before) if token_id in self.stop_token_ids), 0)
+            if not self.decode(ids[:end]).strip():
+                return ids[end:]
+        return ids
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text: no control token is recognised in it, and none is added."""
@@ -131,13 +161,13 @@ class ChatFormat:
 
         The inverse of `parse`. Without reasoning there are no tags, unless the prompt has opened the thinking.
         """
-        parts: list[_Segment] = []
+        parts: list[Segment] = []
         if reasoning and not starts_in_thinking:
-            parts.append(_Segment(OPEN_TAG, is_template=True))
-        parts.append(_Segment(reasoning, is_template=False))
+            parts.append(Segment(OPEN_TAG, is_template=True))
+        parts.append(Segment(reasoning, is_template=False))
         if reasoning or starts_in_thinking:
-            parts.append(_Segment(CLOSE_TAG, is_template=True))
-        parts.append(_Segment(answer, is_template=False))
+            parts.append(Segment(CLOSE_TAG, is_template=True))
+        parts.append(Segment(answer, is_template=False))
         return [*self._encode_segments(parts), *self.stop_token_ids[:1]]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -183,7 +213,7 @@ class ChatFormat:
     def _controls(self, token_ids: Iterable[int]) -> list[int]:
         return [i for i in token_ids if i in self._control_ids]
 
-    def _encode_segments(self, segments: Iterable[_Segment]) -> list[int]:
+    def _encode_segments(self, segments: Iterable[Segment]) -> list[int]:
         """Encode with control tokens recognised in the template's text alone.
 
         Text between two control tokens is encoded in one piece, as transformers does: its tokens may span the seam
@@ -231,75 +261,6 @@ class ChatFormat:
             if value is not None:
                 break
         return tuple(dict.fromkeys(int(i) for i in found))
-
-
-class _Segment(NamedTuple):
-    """A stretch of the rendered text."""
-
-    text: str
-    is_template: bool
-    """Written by the template, so that control tokens in it count; else spelled out."""
-
-
-def _replace_contents(messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
-    """The same conversation with a random word for every text, and what each word stands for.
-
-    Random, so that no message can contain one; empty texts stay empty, since templates ask for that. The thinking
-    block that an assistant's content begins with keeps its tags: clients send it back so, and templates look for it.
-    """
-    contents: dict[str, str] = {}
-
-    def stand_in(text: str) -> str:
-        if not text:
-            return text
-        word = f"x{secrets.token_hex(12)}x"
-        contents[word] = text
-        return word
-
-    def outline(message: Message) -> str:
-        block = _LEADING_THINKING.fullmatch(message.content) if message.role == "assistant" else None
-        if block is None:
-            return stand_in(message.content)
-        return block[1] + stand_in(block[2]) + block[3] + stand_in(block[4])
-
-    replaced = [
-        dataclasses.replace(
-            message,
-            content=outline(message),
-            reasoning_content=None if message.reasoning_content is None else stand_in(message.reasoning_content),
-        )
-        for message in messages
-    ]
-    return replaced, contents
-
-
-def _align(text: str, *, outline: str, contents: dict[str, str]) -> list[_Segment]:
-    """Find in the rendered text what the template wrote and what the messages said.
-
-    Templates may trim contents, or drop the thinking of earlier turns; anything else cannot be followed.
-    """
-    pieces = re.split("(" + "|".join(contents) + ")", outline)
-    segments = [_Segment(pieces[0], is_template=True)]
-    position = len(pieces[0])
-    is_found = text.startswith(pieces[0])
-    for word, following in zip(pieces[1::2], pieces[2::2], strict=True):
-        content = next((c for c in _variants(contents[word]) if text.startswith(c + following, position)), None)
-        is_found = is_found and content is not None
-        segments += [_Segment(content or "", is_template=False), _Segment(following, is_template=True)]
-        position += len(content or "") + len(following)
-    if not is_found or position != len(text):
-        raise RequestError(
-            "a message contains a control token of this model, and its chat template rewrites messages in a way that "
-            "cannot be followed safely; remove tokens such as <|...|> or <think> from the messages",
-            param="messages",
-        )
-    return segments
-
-
-def _variants(content: str) -> Iterator[str]:
-    """What templates make of a content: as it is, trimmed, or without the thinking before its last tag."""
-    for text in (content, content.rpartition(CLOSE_TAG)[2]):
-        yield from (text, text.strip(), text.strip("\n"), text.lstrip("\n"), text.lstrip(), text.rstrip())
 
 
 def _control_offsets(encoding: Encoding, control_ids: frozenset[int]) -> Iterator[tuple[int, tuple[int, int]]]:

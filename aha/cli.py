@@ -342,5 +342,6 @@ def _describe_task(shown: dict[str, Any]) -> str:
         lines += ["", f"problem  {problem['prompt']}", f"answer   {problem['answer']}"]
     for worked in shown.get("demonstrations", ()):
         lines += ["", f"worked   {worked['problem']['prompt']}"]
+        lines += [f"turn     {turn['answer']} is told {turn['observation']['text']}" for turn in worked["turns"]]
         lines += [f"think    {worked['reasoning']}", f"answer   {worked['answer']}"]
     return "\n".join(lines)

@@ -25,10 +25,12 @@ from aha.cost.files import open_atomic, write_atomic
 from aha.errors import DataError, RequestError
 from aha.rooms import make_callable
 from aha.tasks.base import Split, Task
+from aha.tasks.turns import answer_problems
 from aha.types import Completion, FinishReason, Message, Outcome, Problem, Rollout, SamplingParams
 
 Respond = Callable[[list[list[Message]], SamplingParams], list[list[Completion]]]
-"""Conversations in; for each, `num_samples` completions with text, reasoning and answer filled in."""
+"""Conversations in; for each, `num_samples` completions with text, reasoning and answer filled in. Of a task with turns
+each turn is asked so, unless this is aha.tasks.turns.RunsEpisodes too."""
 
 FORMAT = 1
 CONVERSATIONS_PER_CALL = 128  # enough to keep an engine's batch full, few enough that progress moves
@@ -297,7 +299,8 @@ def _ask(
     shares: list[float] = []
     for start in range(0, len(problems), CONVERSATIONS_PER_CALL):
         chunk = problems[start : start + CONVERSATIONS_PER_CALL]
-        completions_PG = respond([conversation(task, problem=problem) for problem in chunk], sampling)
+        asked = [conversation(task, problem=problem) for problem in chunk]
+        completions_PG = answer_problems(task, chunk, asked, respond, sampling)
         for problem, completions in zip(chunk, completions_PG, strict=True):
             assert len(completions) == sampling.num_samples, "respond must give num_samples completions"
             rollouts = [Rollout(completion, task.score(problem, completion)) for completion in completions]
@@ -327,6 +330,7 @@ def _write_row(file: TextIO, problem: Problem, rollouts: list[Rollout]) -> Answe
             "note": score.note,
             "finish_reason": completion.finish_reason,
             "num_tokens": completion.num_tokens,
+            **({"turns": [asdict(turn) for turn in completion.turns]} if completion.turns else {}),
         }
         for completion, score in ((rollout.completion, rollout.score) for rollout in rollouts)
     ]

@@ -49,7 +49,7 @@ class Outcome(StrEnum):
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
     reasoning_content: str | None = None
     """The thinking of an assistant turn, without its tags."""
@@ -106,30 +106,73 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Observation:
+    """What a task answers to a turn of the model: a tool's result, or the next thing a user says."""
+
+    text: str
+    role: Literal["tool", "user"] = "tool"
+    """Who says it; chat templates without a tool role show it as the user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of an episode: what the model wrote, and what it was shown then."""
+
+    reasoning: str
+    answer: str
+    """What stands after the thinking: a call, a question, or the final answer."""
+    observation: Observation | None = None
+    """None in the last turn. Written by the task alone: whatever the model writes, it cannot make one."""
+    text: str = ""
+    """Everything the model wrote in this turn, as in Completion; a stop string that ended it is kept."""
+
+
+Transcript = tuple[Turn, ...]
+"""The turns of an episode so far, oldest first. Only ever appended to."""
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer: the tokens as drawn, and the text that the chat format read from them."""
+    """One sampled answer: the tokens as drawn, and the text that the chat format read from them.
+
+    An episode of several turns is one completion too: `token_ids` is all that follows the prompt, in one list.
+    """
 
     token_ids: tuple[int, ...]
-    """Sampled tokens, the end-of-sequence token included when the model emitted it."""
+    """Sampled tokens, the end-of-sequence token included when the model emitted it; between the turns of an episode
+    also the tokens it was shown. The last one is always sampled."""
     logprobs: tuple[float, ...]
-    """Natural log-probability of each token under the distribution it was drawn from (temperature applied)."""
+    """Natural log-probability of each token under the distribution it was drawn from (temperature applied). NaN where
+    a token was shown and not drawn, so that whoever forgets the mask finds out."""
     finish_reason: FinishReason
+    """Of the last turn. STOP also where the task allowed no further turn; LENGTH also where the budget or the model's
+    window had no room for one."""
     text: str = ""
-    """Everything decoded, special tokens left out except the thinking tags."""
+    """Everything the model wrote, special tokens left out except the thinking tags; turns on lines of their own."""
     reasoning: str = ""
-    """What stands before the end of thinking, without tags."""
+    """What stands before the end of thinking, without tags; of all turns."""
     answer: str = ""
-    """What stands after the thinking; empty when the thinking never ended."""
+    """What stands after the thinking, of the last turn; empty when the thinking never ended."""
     weight_version: int = 0
     """`weight_version` of the model that drew it."""
     reported_tokens: int = 0
     """Completion tokens as an endpoint counted them, where `token_ids` are not known."""
     cost_nano_usd: int = 0
     """What an endpoint charged for it; 0 for a model in this process."""
+    is_sampled: tuple[bool, ...] = ()
+    """Which of `token_ids` the model drew; empty where it drew them all."""
+    turns: Transcript = ()
+    """The turns of an episode, the last one included; empty for a task that has no turns."""
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids) or self.reported_tokens
+        """Tokens the model wrote; what it was shown between turns does not count."""
+        return (sum(self.is_sampled) if self.is_sampled else len(self.token_ids)) or self.reported_tokens
+
+    @property
+    def num_observed_tokens(self) -> int:
+        """Tokens it was shown between turns, those of the chat template included."""
+        return len(self.is_sampled) - sum(self.is_sampled)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from aha.errors import RequestError
 from aha.models import Transformer
 from aha.types import Completion, FinishReason, SamplingParams
 
+OnCompletion = Callable[[int, int, Completion], None]
+"""Told a finished completion with the index of its prompt and of its sample."""
 _RUNNING, _STOP, _LENGTH = 0, 1, 2
 _REASONS = {_STOP: FinishReason.STOP, _LENGTH: FinishReason.LENGTH}
 MARGIN_TOKENS = 8
@@ -117,6 +119,7 @@ class Engine:
         sampling: SamplingParams | Sequence[SamplingParams],
         *,
         on_progress: Callable[[int], None] | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """Complete every prompt; the parameters must not change meanwhile.
 
@@ -126,6 +129,8 @@ class Engine:
             prompts: token ids, none empty.
             sampling: one for all, or one per prompt.
             on_progress: told the number of completions done so far whenever it grows.
+            on_completion: handed every completion as soon as it ends, with the index of its prompt and of its sample;
+                sampling goes on when it returns, so that slow work belongs in another thread.
 
         Returns:
             Per prompt, `num_samples` completions in the order of their index.
@@ -141,16 +146,23 @@ class Engine:
         self._reset_cache(requests)
         self._waiting.extend(requests)
         try:
-            done = self._run(on_progress)
+            done = self._run(requests, on_progress=on_progress, on_completion=on_completion)
         finally:
             # An interrupt may have come in the middle of a step: nothing half-done stays.
             self._waiting.clear()
             self._rows = Rows(self.model.device)
         return [[done[r.request_id, i] for i in range(r.sampling.num_samples)] for r in requests]
 
-    def _run(self, on_progress: Callable[[int], None] | None) -> dict[tuple[int, int], Completion]:
+    def _run(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_progress: Callable[[int], None] | None,
+        on_completion: OnCompletion | None,
+    ) -> dict[tuple[int, int], Completion]:
         """Step until nothing is left; completions by request id and index of the sample."""
         done: dict[tuple[int, int], Completion] = {}
+        prompt_indices = {request.request_id: index for index, request in enumerate(requests)}
         while self.has_work:
             if self.model.weight_version != self._weight_version:
                 raise RuntimeError("the model's weights changed while generate() was running")
@@ -158,7 +170,9 @@ class Engine:
             finished = self._finished_rows(step)
             for row in finished:
                 request, sample_index = self._rows.owners[row]
-                done[request.request_id, sample_index] = self._completion(row, step)
+                completion = done[request.request_id, sample_index] = self._completion(row, step)
+                if on_completion is not None:
+                    on_completion(prompt_indices[request.request_id], sample_index, completion)
             self._remove(finished)
             if finished and on_progress is not None:
                 on_progress(len(done))

@@ -10,12 +10,13 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
-from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, Split, Task
+from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, HasTurns, Split, Task
 from aha.tasks.countdown import Countdown
 from aha.tasks.mixture import Mixture, split_mixture
 from aha.tasks.python_file import PythonTask, load_task
 from aha.tasks.table import Table
 from aha.tasks.verifiers import VERIFIERS
+from aha.tasks.warehouse import Warehouse
 
 __all__ = [
     "TASKS",
@@ -25,17 +26,20 @@ __all__ = [
     "Demonstration",
     "HasBaselines",
     "HasDemonstrations",
+    "HasTurns",
     "Mixture",
     "PythonTask",
     "Split",
     "Table",
     "Task",
+    "Warehouse",
     "get_task",
 ]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": Arithmetic,
     "countdown": Countdown,
+    "warehouse": Warehouse,
 }
 """Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way."""
 

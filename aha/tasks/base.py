@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from aha.types import Completion, Problem, Score
+from aha.types import Completion, Observation, Problem, Score, Transcript, Turn
 
 Split = Literal["train", "test"]
 
@@ -18,6 +18,8 @@ class Demonstration:
     problem: Problem
     reasoning: str
     answer: str
+    turns: tuple[Turn, ...] = ()
+    """Turns before the last one, each with the observation that followed it: context, never imitated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,31 @@ class HasDemonstrations(Protocol):
 
     def demonstrations(self, *, seed: int) -> Iterator[Demonstration]:
         """Worked examples on training problems only, endless."""
+
+
+@runtime_checkable
+class HasTurns(Protocol):
+    """A task that answers the model: with a tool's results, or as a partner in a conversation."""
+
+    @property
+    def max_turns(self) -> int:
+        """Most turns of the model in one episode; `respond` is not asked after the last one."""
+
+    def respond(self, problem: Problem, transcript: Transcript) -> Observation | None:
+        """What the model is shown after its last turn; None ends the episode, and then that turn is its answer.
+
+        A function of its arguments alone, called from several threads. Never raises, hangs or executes, whatever the
+        turns say. Only turns that the model ended itself are asked about.
+        """
+
+
+@runtime_checkable
+class HasStopStrings(Protocol):
+    """A task whose turns may end at a string, such as the closing tag of a call."""
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Strings that end a turn; they stay in its text."""
 
 
 @runtime_checkable

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +27,29 @@ class TrainingSequence:
     """Log-probabilities under the policy that drew the completion; empty for supervised training."""
     old_logprobs: tuple[float, ...] = ()
     """Of the trained tokens, by the trainer before the step's first update; empty when that is the policy now."""
+    is_sampled: tuple[bool, ...] = ()
+    """Which completion tokens are trained; the others, what a task showed between turns, are context. Empty: all."""
+
+    @property
+    def num_trained(self) -> int:
+        """Completion tokens that have a loss."""
+        return sum(self.is_sampled) if self.is_sampled else len(self.completion_ids)
+
+    def trained(self, values: Sequence[Number]) -> list[Number]:
+        """Of one value per completion token, those of the tokens that are trained."""
+        return list(itertools.compress(values, self.is_sampled)) if self.is_sampled else list(values)
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
-
-    @property
-    def num_trained(self) -> int:
-        return len(self.completion_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Sequences without padding; neighbours share the tokens that their prompts begin with in common.
 
-    N counts the tokens computed, M the tokens that are trained: all completion tokens, in order.
+    N counts the tokens computed, M the tokens that are trained: all that were sampled, in order. What a task showed the
+    model between its turns is among the N alone, so that no loss, ratio, entropy or mean over M ever sees it.
     """
 
     token_ids_N: Tensor
@@ -58,7 +70,8 @@ def pack(sequences: Sequence[TrainingSequence]) -> PackedBatch:
     """Lay sequences end to end, what a prompt has in common with the one before it only once.
 
     Raises:
-        ValueError: for an empty prompt or completion, which would leave a token without a predictor or a target.
+        ValueError: for an empty prompt or completion, which would leave a token without a predictor or a target, and
+            for a mask or log-probabilities that are not one per completion token.
     """
     token_ids: list[int] = []
     positions: list[int] = []
@@ -67,8 +80,7 @@ def pack(sequences: Sequence[TrainingSequence]) -> PackedBatch:
     prompt_rows = torch.empty(0, dtype=torch.long)
     previous: TrainingSequence | None = None
     for sequence in sequences:
-        if not sequence.prompt_ids or not sequence.completion_ids:
-            raise ValueError("a training sequence needs at least one prompt token and one completion token")
+        _check(sequence)
         num_prompt, num_completion = len(sequence.prompt_ids), len(sequence.completion_ids)
         num_shared = count_shared(previous, sequence)
         new_rows = torch.arange(len(token_ids), len(token_ids) + num_prompt - num_shared)
@@ -79,19 +91,34 @@ def pack(sequences: Sequence[TrainingSequence]) -> PackedBatch:
         token_ids += sequence.completion_ids
         positions += range(num_prompt, num_prompt + num_completion)
         rows.append(torch.cat((prompt_rows, completion_rows)))
-        predictors.append(rows[-1][num_prompt - 1 : -1])
+        before = rows[-1][num_prompt - 1 : -1]
+        predictors.append(before[torch.tensor(sequence.is_sampled)] if sequence.is_sampled else before)
         previous = sequence
-    sampled = [s.sampled_logprobs or (float("nan"),) * len(s.completion_ids) for s in sequences]
+    sampled = [s.sampled_logprobs or (math.nan,) * len(s.completion_ids) for s in sequences]
     return PackedBatch(
         token_ids_N=torch.tensor(token_ids),
         positions_N=torch.tensor(positions),
         lengths=tuple(s.num_tokens for s in sequences),
         rows=tuple(rows),
         predictor_rows_M=torch.cat(predictors),
-        targets_M=torch.tensor([token for s in sequences for token in s.completion_ids]),
-        advantages_M=torch.tensor([s.advantage for s in sequences for _ in s.completion_ids], dtype=torch.float32),
-        sampled_logprobs_M=torch.tensor([value for values in sampled for value in values], dtype=torch.float32),
+        targets_M=torch.tensor([token for s in sequences for token in s.trained(s.completion_ids)]),
+        advantages_M=torch.tensor([s.advantage for s in sequences for _ in range(s.num_trained)], dtype=torch.float32),
+        sampled_logprobs_M=torch.tensor(
+            [value for s, values in zip(sequences, sampled, strict=True) for value in s.trained(values)],
+            dtype=torch.float32,
+        ),
     )
+
+
+def _check(sequence: TrainingSequence) -> None:
+    if not sequence.prompt_ids or not sequence.completion_ids:
+        raise ValueError("a training sequence needs at least one prompt token and one completion token")
+    num_completion = len(sequence.completion_ids)
+    for name, values in (("is_sampled", sequence.is_sampled), ("sampled_logprobs", sequence.sampled_logprobs)):
+        if values and len(values) != num_completion:
+            raise ValueError(f"{name} has {len(values)} values for {num_completion} completion tokens")
+    if not sequence.num_trained:
+        raise ValueError("a training sequence needs at least one completion token that was sampled")
 
 
 def count_shared(previous: TrainingSequence | None, sequence: TrainingSequence) -> int:
@@ -101,7 +128,7 @@ def count_shared(previous: TrainingSequence | None, sequence: TrainingSequence) 
     if previous.prompt_ids == sequence.prompt_ids:
         return len(sequence.prompt_ids)
     pairs = zip(previous.prompt_ids, sequence.prompt_ids, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def split_by_tokens(sequences: Sequence[TrainingSequence], *, max_tokens: int) -> list[list[TrainingSequence]]:

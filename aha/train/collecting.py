@@ -209,15 +209,17 @@ class Collector:
 
     def _example(self, group: RolloutGroup, rollout: Rollout) -> Example:
         problem, completion = group.problem, rollout.completion
+        last = completion.turns[-1] if completion.turns else completion
         return Example(
             prompt=problem.prompt,
-            reasoning=completion.reasoning,
-            answer=completion.answer,
+            reasoning=last.reasoning,
+            answer=last.answer,
             system=problem.system or self.task.system_prompt,
             problem_id=problem.problem_id,
             task=self.task.name,
             source=self.teacher.name,
             num_tokens=completion.num_tokens,
+            turns=completion.turns[:-1],
         )
 
     def finish(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aha.errors import DataError
+from aha.types import Observation, Turn
 
 FILE = "train.jsonl"
 _THINKING = ("<think>", "</think>")
@@ -30,11 +31,14 @@ class Example:
     source: str = ""
     """Who wrote it: a model's folder, "stage NAME", or an endpoint's model."""
     num_tokens: int = 0
+    turns: tuple[Turn, ...] = ()
+    """Of an episode with observations, the turns before the last, whose thinking and answer are those above."""
 
     @property
     def text(self) -> str:
         """What makes two examples the same, white space aside."""
-        return " ".join(f"{self.prompt}\n{self.reasoning}\n{self.answer}".split())
+        earlier = "\n".join(f"{turn.reasoning}\n{turn.answer}" for turn in self.turns)
+        return " ".join(f"{self.prompt}\n{earlier}\n{self.reasoning}\n{self.answer}".split())
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,7 +83,19 @@ def _read_row(line: str, *, place: str) -> Example:
             raise DataError(f"{place}: {key} must be text, got {str(value)[:40]!r}")
     if not texts["prompt"] or not (texts["answer"] or texts["reasoning"]):
         raise DataError(f"{place} needs a prompt and an answer (or messages that end with the assistant's)")
-    return Example(**texts, source=str(row.get("source") or ""))
+    turns = tuple(_read_turn(turn, place=place) for turn in row.get("turns") or ())
+    return Example(**texts, source=str(row.get("source") or ""), turns=turns)
+
+
+def _read_turn(turn: Any, *, place: str) -> Turn:
+    try:
+        observation = Observation(**turn["observation"])
+        texts = (turn["reasoning"], turn["answer"], observation.text)
+        if all(isinstance(text, str) for text in texts) and observation.role in ("tool", "user"):
+            return Turn(turn["reasoning"], turn["answer"], observation)
+    except (TypeError, KeyError):
+        pass
+    raise DataError(f"{place}: each of turns needs reasoning, answer and observation (text, and role tool or user)")
 
 
 def _from_messages(messages: Any, *, place: str) -> Iterator[tuple[str, Any]]:

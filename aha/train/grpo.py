@@ -55,10 +55,19 @@ def train(
         started = time.perf_counter()
         other_seconds = started - ended
         groups: list[RolloutGroup] = []
+        waits: list[float] = []
         while num_missing := missing_prompts(groups, config):
             problems = stream.take(num_missing)
             seed = derive_seed(config.seed, "step", job.stage_index, step, len(groups))
-            groups += collect(problems, task=task, chat=job.chat, engine=job.engine, sampling=sampling, seed=seed)
+            groups += collect(
+                problems,
+                task=task,
+                chat=job.chat,
+                engine=job.engine,
+                sampling=sampling,
+                seed=seed,
+                on_wait=waits.append,
+            )
         rollout_seconds = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -92,6 +101,7 @@ def train(
             "learning_rate": learning_rate,
             "trained_tokens": num_trained,
             "rollout_seconds": rollout_seconds,
+            "scoring_seconds": sum(waits),  # of the rollouts' seconds: what was left to score when sampling had ended
             "train_seconds": train_seconds,
             "other_seconds": other_seconds,
             **speed_metrics(
@@ -123,7 +133,13 @@ def training_sequences(groups: Sequence[RolloutGroup], config: GRPOConfig) -> li
         advantages = advantages_of(group, config)
         if any(advantages):
             sequences += [
-                TrainingSequence(group.prompt_ids, r.completion.token_ids, advantage, r.completion.logprobs)
+                TrainingSequence(
+                    group.prompt_ids,
+                    r.completion.token_ids,
+                    advantage,
+                    r.completion.logprobs,
+                    is_sampled=r.completion.is_sampled,
+                )
                 for r, advantage in zip(group.rollouts, advantages, strict=True)
                 if not _is_masked(r, config)
             ]

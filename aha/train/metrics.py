@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from aha.types import FinishReason, Outcome, Rollout, RolloutGroup
@@ -44,7 +45,11 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
         "all_wrong_fraction": _mean([not any(r.score.is_correct for r in g.rollouts) for g in groups]),
         "num_groups": len(groups),
         "num_rollouts": len(rollouts),
-        "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
+        "mean_turns": _mean([len(r.completion.turns) or 1 for r in rollouts]),
+        "mean_observation_tokens": _mean([r.completion.num_observed_tokens for r in rollouts]),
+        # What a task showed between turns was read and not written, as a prompt is.
+        "prompt_tokens": sum(len(group.prompt_ids) for group in groups)
+        + sum(r.completion.num_observed_tokens for r in rollouts),
         "completion_tokens": sum(r.completion.num_tokens for r in rollouts),
     }
 
@@ -86,6 +91,7 @@ def sample_row(group: RolloutGroup, rollout: Rollout) -> dict[str, Any]:
         **({"reward_parts": dict(score.parts)} if score.parts else {}),
         "finish_reason": str(completion.finish_reason),
         "num_tokens": completion.num_tokens,
+        **({"turns": [asdict(turn) for turn in completion.turns]} if completion.turns else {}),
     }
 
 

@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from aha.chat import ChatFormat
 from aha.engine import Engine
 from aha.errors import DataError
-from aha.evaluate import Respond, conversation
+from aha.evaluate import conversation
 from aha.tasks.base import Task
+from aha.train.episodes import run_episodes
 from aha.train.stage import derive_seed
 from aha.types import Completion, Message, Problem, Rollout, RolloutGroup, SamplingParams
 
 
-def respond_with(engine: Engine, chat: ChatFormat) -> Respond:
-    """What `evaluate` asks: conversations in, parsed completions out, from an engine in this process."""
+@dataclasses.dataclass(frozen=True)
+class EngineRespond:
+    """What `evaluate` asks, from an engine in this process."""
 
-    def respond(conversations: Sequence[Sequence[Message]], sampling: SamplingParams) -> list[list[Completion]]:
-        prompts = [chat.render(messages) for messages in conversations]
-        seeded = [_seed_for(sampling, prompt) for prompt in prompts]
-        completions = engine.generate(prompts, seeded)
+    engine: Engine
+    chat: ChatFormat
+
+    def __call__(self, conversations: Sequence[Sequence[Message]], sampling: SamplingParams) -> list[list[Completion]]:
+        """For each conversation its parsed completions."""
+        prompts = [self.chat.render(messages) for messages in conversations]
+        completions = self.engine.generate(prompts, [_seed_for(sampling, prompt) for prompt in prompts])
         return [
-            [chat.parse(c, starts_in_thinking=chat.starts_in_thinking(prompt), stop=sampling.stop) for c in group]
+            [self._parse(completion, prompt, sampling) for completion in group]
             for prompt, group in zip(prompts, completions, strict=True)
         ]
 
-    return respond
+    def episodes(
+        self, task: Task, problems: Sequence[Problem], samplings: Sequence[SamplingParams]
+    ) -> list[list[Completion]]:
+        """For each problem its finished episodes; what was sampled is never tokenised again."""
+        prompts = [self.chat.render(conversation(task, problem=problem)) for problem in problems]
+        return run_episodes(
+            problems,
+            prompts=prompts,
+            params=[_seed_for(sampling, prompt) for sampling, prompt in zip(samplings, prompts, strict=True)],
+            task=task,
+            chat=self.chat,
+            engine=self.engine,
+            finish=lambda _, completion: completion,
+        )
+
+    def _parse(self, completion: Completion, prompt_ids: Sequence[int], sampling: SamplingParams) -> Completion:
+        is_thinking = self.chat.starts_in_thinking(prompt_ids)
+        return self.chat.parse(completion, starts_in_thinking=is_thinking, stop=sampling.stop)
+
+
+def respond_with(engine: Engine, chat: ChatFormat) -> EngineRespond:
+    """What `evaluate` asks: conversations in, parsed completions out, from an engine in this process."""
+    return EngineRespond(engine, chat)
 
 
 def _seed_for(sampling: SamplingParams, prompt_ids: Sequence[int]) -> SamplingParams:
@@ -74,20 +101,33 @@ def collect(
     engine: Engine,
     sampling: SamplingParams,
     seed: int,
+    on_wait: Callable[[float], None] | None = None,
 ) -> list[RolloutGroup]:
-    """Sample and score one group of completions per problem.
+    """Sample and score one group of completions per problem; completions are scored while others are sampled.
 
     Args:
         sampling: its `num_samples` is G; its own seed is replaced by one per problem.
         seed: with the index of the problem, fixes every completion.
+        on_wait: told the seconds that were spent waiting for verifiers with nothing to sample.
     """
     prompts = [chat.render(conversation(task, problem=problem)) for problem in problems]
-    params = [dataclasses.replace(sampling, seed=derive_seed(seed, "rollout", index)) for index in range(len(problems))]
-    completions = engine.generate(prompts, params)
-    groups = []
-    for problem, prompt_ids, sampled in zip(problems, prompts, completions, strict=True):
-        is_thinking = chat.starts_in_thinking(prompt_ids)
-        parsed = [chat.parse(c, starts_in_thinking=is_thinking, stop=sampling.stop) for c in sampled]
-        rollouts = tuple(Rollout(c, task.score(problem, c)) for c in parsed)
-        groups.append(RolloutGroup(problem, tuple(prompt_ids), rollouts))
-    return groups
+
+    def score(index: int, completion: Completion) -> Rollout:
+        return Rollout(completion, task.score(problems[index], completion))
+
+    rollouts = run_episodes(
+        problems,
+        prompts=prompts,
+        params=[
+            dataclasses.replace(sampling, seed=derive_seed(seed, "rollout", index)) for index in range(len(problems))
+        ],
+        task=task,
+        chat=chat,
+        engine=engine,
+        finish=score,
+        on_wait=on_wait,
+    )
+    return [
+        RolloutGroup(problem, tuple(prompt_ids), tuple(of_problem))
+        for problem, prompt_ids, of_problem in zip(problems, prompts, rollouts, strict=True)
+    ]

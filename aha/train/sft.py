@@ -22,7 +22,7 @@ from aha.train.job import Job
 from aha.train.logprobs import token_logprobs
 from aha.train.optimizer import Optimizer
 from aha.train.stage import TrainingConfig, derive_seed, scheduled_learning_rate
-from aha.types import Message
+from aha.types import Message, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def imitate(
         is_skipped = not job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
         if is_skipped:
             job.dump_skipped(steps_before + step, sequences)
-        num_tokens = sum(len(s.completion_ids) for s in sequences)
+        num_tokens = sum(s.num_trained for s in sequences)
         seconds = time.perf_counter() - started
         job.charge("supervised training", seconds=seconds, trained_tokens=num_tokens)
         job.log_step(
@@ -173,22 +173,32 @@ def draw_examples(task: Task, chat: ChatFormat, *, num_examples: int, seed: int,
 def encode_demonstration(task: Task, chat: ChatFormat, demonstration: Demonstration) -> TrainingSequence:
     """Prompt and completion of a demonstration, the completion exactly as the model should sample it."""
     messages = conversation(task, problem=demonstration.problem)
-    return _encode(chat, messages, reasoning=demonstration.reasoning, answer=demonstration.answer)
+    last = Turn(demonstration.reasoning, demonstration.answer)
+    return _encode(chat, messages, turns=(*demonstration.turns, last))
 
 
 def encode_example(chat: ChatFormat, example: Example) -> TrainingSequence:
     """The same for a row of a dataset."""
     system = [Message("system", example.system)] if example.system else []
     messages = [*system, Message("user", example.prompt)]
-    return _encode(chat, messages, reasoning=example.reasoning, answer=example.answer)
+    return _encode(chat, messages, turns=(*example.turns, Turn(example.reasoning, example.answer)))
 
 
-def _encode(chat: ChatFormat, messages: list[Message], *, reasoning: str, answer: str) -> TrainingSequence:
+def _encode(chat: ChatFormat, messages: list[Message], *, turns: Sequence[Turn]) -> TrainingSequence:
+    """As an episode's tokens would be, trained on what the model should write in every turn."""
     prompt_ids = chat.render(messages)
-    completion_ids = chat.encode_completion(
-        reasoning=reasoning, answer=answer, starts_in_thinking=chat.starts_in_thinking(prompt_ids)
-    )
-    return TrainingSequence(tuple(prompt_ids), tuple(completion_ids))
+    token_ids: list[int] = []
+    is_sampled: list[bool] = []
+    for turn in turns:
+        starts_in_thinking = chat.starts_in_thinking([*prompt_ids, *token_ids])
+        written = chat.encode_completion(
+            reasoning=turn.reasoning, answer=turn.answer, starts_in_thinking=starts_in_thinking
+        )
+        shown = chat.continuation(turn.observation, last_token_id=written[-1]) if turn.observation else []
+        token_ids += [*written, *shown]
+        is_sampled += [True] * len(written) + [False] * len(shown)
+    mask = () if all(is_sampled) else tuple(is_sampled)
+    return TrainingSequence(tuple(prompt_ids), tuple(token_ids), is_sampled=mask)
 
 
 def accumulate_gradients(model: Transformer, sequences: list[TrainingSequence], *, micro_batch_tokens: int) -> float:
@@ -196,7 +206,7 @@ def accumulate_gradients(model: Transformer, sequences: list[TrainingSequence], 
 
     The one normaliser is the step's token count, so that the split into micro-batches does not show.
     """
-    num_targets = sum(len(s.completion_ids) for s in sequences)
+    num_targets = sum(s.num_trained for s in sequences)
     total = 0.0
     for micro_batch in split_by_tokens(sequences, max_tokens=micro_batch_tokens):
         loss = -token_logprobs(model, pack(micro_batch)).logprobs_M.sum() / num_targets

@@ -311,3 +311,20 @@ def test_release_memory_changes_nothing(make_model: Any) -> None:
     first = engine.generate(PROMPTS, sampling)
     engine.release_memory()
     assert engine.generate(PROMPTS, sampling) == first
+
+
+def test_every_completion_is_handed_over_as_soon_as_it_ends(make_model: Any) -> None:
+    engine = Engine(make_model(), max_batch_size=4)
+    sampling = [SamplingParams(num_samples=3, max_tokens=length, seed=1) for length in (2, 9, 5)]
+    told: list[tuple[int, int]] = []
+    handed = {}
+
+    def on_completion(prompt_index: int, sample_index: int, completion: Completion) -> None:
+        told.append((prompt_index, sample_index))
+        handed[prompt_index, sample_index] = completion
+        # All work is done only when the last one is told.
+        assert engine.has_work or len(told) == 9
+
+    done = engine.generate([[1, 2], [3], [4, 5, 6]], sampling, on_completion=on_completion)
+    assert sorted(told) == [(p, i) for p in range(3) for i in range(3)]
+    assert [[handed[p, i] for i in range(3)] for p in range(3)] == done

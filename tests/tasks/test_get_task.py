@@ -29,7 +29,10 @@ def test_name_of_a_task_makes_it_again(spec: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("gsm8k", "unknown task 'gsm8k'; choose from: arithmetic, countdown, or a data file ending in .jsonl or .csv"),
+        (
+            "gsm8k",
+            "unknown task 'gsm8k'; choose from: arithmetic, countdown, warehouse, or a data file ending in .jsonl or",
+        ),
         ("countdwon", "unknown task 'countdwon'; did you mean 'countdown'?"),
         ("", "unknown task ''; choose from"),
         (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +51,35 @@ def test_advantages_and_sampled_logprobs_follow_their_tokens() -> None:
     batch = pack([sampled, sequence([1], [9], advantage=-2.0)])
     assert batch.advantages_M.tolist() == [0.5, 0.5, -2.0]
     torch.testing.assert_close(batch.sampled_logprobs_M, torch.tensor([-0.1, -0.2, float("nan")]), equal_nan=True)
+
+
+def test_tokens_that_were_shown_are_context_and_no_targets() -> None:
+    masked = TrainingSequence(
+        (1, 2), (3, 4, 70, 71, 5, 6), 0.5, (-0.1, -0.2, math.nan, math.nan, -0.3, -0.4),
+        is_sampled=(True, True, False, False, True, True),
+    )  # fmt: skip
+    batch = pack([sequence([1, 2], [9]), masked])
+    assert batch.token_ids_N.tolist() == [1, 2, 9, 3, 4, 70, 71, 5, 6]
+    assert documents(batch)[1] == [1, 2, 3, 4, 70, 71, 5, 6]
+    assert batch.targets_M.tolist() == [9, 3, 4, 5, 6]
+    # The last token shown predicts the first one of the next turn.
+    assert batch.token_ids_N[batch.predictor_rows_M].tolist() == [2, 2, 3, 71, 5]
+    assert batch.advantages_M.tolist() == [1.0, 0.5, 0.5, 0.5, 0.5]
+    torch.testing.assert_close(batch.sampled_logprobs_M[1:], torch.tensor([-0.1, -0.2, -0.3, -0.4]))
+    assert (masked.num_trained, masked.num_tokens) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"is_sampled": (True,)}, "is_sampled has 1 values for 2 completion tokens"),
+        ({"sampled_logprobs": (-0.1,) * 3}, "sampled_logprobs has 3 values for 2 completion tokens"),
+        ({"is_sampled": (False, False)}, "at least one completion token that was sampled"),
+    ],
+)
+def test_mask_that_does_not_fit_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pack([replace(sequence([1], [2, 3]), **fields)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("prompt", "completion"), [([], [1]), ([1], [])])

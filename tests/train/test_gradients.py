@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -157,6 +158,81 @@ def test_importance_weights_of_a_sampler_that_agrees_change_nothing(make_model: 
     assert (metrics["mismatch_kl"], metrics["importance_capped_fraction"]) == (pytest.approx(0.0, abs=1e-9), 0.0)
     grpo.accumulate_gradients(model, sequences, config=CONFIG)
     assert_equal(ours, gradients(model))
+
+
+def with_turns(sequences: list[TrainingSequence]) -> list[TrainingSequence]:
+    """The same rollouts, some of their tokens shown by a task and not sampled; the last one always sampled."""
+    rng = random.Random(2)
+    masks = [(*(rng.random() < 0.6 for _ in s.completion_ids[1:]), True) for s in sequences]
+    return [replace(s, is_sampled=mask) for s, mask in zip(sequences, masks, strict=True)]
+
+
+OFF_POLICY = {"updates_per_step": 2, "kl_coef": 0.1}
+
+
+@pytest.mark.parametrize("settings", [{}, OFF_POLICY])
+def test_gradient_of_turns_equals_a_full_forward_pass_masked_by_hand(
+    make_model: MakeModel, settings: dict[str, object]
+) -> None:
+    model, reference = make_model(), make_model(seed=1).requires_grad_(False)
+    sequences = with_turns(rollouts())
+    if settings:
+        sequences = [replace(s, old_logprobs=tuple(s.trained(s.sampled_logprobs))) for s in sequences]
+    num_tokens = sum(sum(s.is_sampled) for s in sequences)
+    entropy = kl = 0.0
+    for s in sequences:
+        token_ids = torch.tensor([[*s.prompt_ids, *s.completion_ids]])
+        rows = slice(len(s.prompt_ids) - 1, -1)
+        mask = torch.tensor(s.is_sampled, dtype=torch.float32)
+        log_softmax = model(token_ids)[0, rows].log_softmax(dim=-1)
+        chosen = log_softmax.gather(1, token_ids[0, len(s.prompt_ids) :, None]).squeeze(1)
+        old = torch.tensor(s.sampled_logprobs) if settings else chosen.detach()
+        ratio = (chosen - old).exp()
+        objective = torch.minimum(s.advantage * ratio, s.advantage * ratio.clamp(0.8, 1.28))
+        if settings:
+            theirs = reference(token_ids)[0, rows].log_softmax(dim=-1)
+            gap = chosen - theirs.gather(1, token_ids[0, len(s.prompt_ids) :, None]).squeeze(1)
+            penalty = ((-gap).exp() + gap - 1) * ratio
+            kl += (penalty * mask).sum().item() / num_tokens
+            objective = objective - 0.1 * penalty
+        (-(objective * mask).sum() / num_tokens).backward()
+        entropy += (-(log_softmax.exp() * log_softmax).sum(dim=-1) * mask).sum().item() / num_tokens
+    slow = gradients(model)
+    config = GRPOConfig(task="countdown", micro_batch_tokens=64, **settings)  # type: ignore[arg-type]
+    found = grpo.accumulate_gradients(model, sequences, config=config, reference=reference if settings else None)
+    assert_equal(gradients(model), slow)
+    assert (found["entropy"], found["kl"]) == pytest.approx((entropy, kl), rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, OFF_POLICY])
+def test_what_was_shown_has_no_probability_that_matters(make_model: MakeModel, settings: dict[str, object]) -> None:
+    model, reference = make_model(), make_model(seed=1).requires_grad_(False)
+    config = GRPOConfig(task="countdown", **settings)  # type: ignore[arg-type]
+
+    def found(value: float) -> tuple[Gradients, dict[str, float]]:
+        sequences = [
+            replace(s, sampled_logprobs=tuple(
+                logprob if is_sampled else value
+                for logprob, is_sampled in zip(s.sampled_logprobs, s.is_sampled, strict=True)
+            ))
+            for s in with_turns(rollouts())
+        ]  # fmt: skip
+        metrics = grpo.accumulate_gradients(model, sequences, config=config, reference=reference if settings else None)
+        return gradients(model), metrics
+
+    (as_unknown, metrics), (as_certain, other_metrics) = found(math.nan), found(0.0)
+    assert metrics == other_metrics
+    assert all(torch.equal(as_unknown[name], as_certain[name]) for name in as_unknown)
+
+
+def test_old_logprobs_of_turns_stay_with_their_tokens(make_model: MakeModel) -> None:
+    model = make_model()
+    config = GRPOConfig(task="countdown", updates_per_step=2, micro_batch_tokens=50)
+    sequences = grpo.with_old_logprobs(model, with_turns(rollouts()), config)
+    for s in sequences:
+        assert len(s.old_logprobs) == s.num_trained
+    metrics = grpo.accumulate_gradients(model, sequences, config=config)
+    assert metrics["clip_low_fraction"] == metrics["clip_high_fraction"] == 0.0
 
 
 def test_sft_gradient_does_not_depend_on_micro_batches(make_model: MakeModel) -> None:

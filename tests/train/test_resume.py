@@ -143,6 +143,7 @@ RECIPES = {"two_stages": TWO_STAGES, "grpo_alone": GRPO_ALONE, "r1": R1, "distil
 CLOCK = {
     "time_seconds", "wall_seconds", "cost_usd", "tokens_per_second", "rollout_tokens_per_second",
     "train_tokens_per_second", "mfu", "rollout_seconds", "train_seconds", "other_seconds", "peak_memory_bytes",
+    "scoring_seconds",
 }  # fmt: skip
 
 

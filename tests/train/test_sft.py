@@ -13,14 +13,14 @@ import torch
 from aha.chat import ChatFormat
 from aha.errors import ConfigError
 from aha.models.tokenizer import save_tokenizer
-from aha.tasks import get_task
+from aha.tasks import Warehouse, get_task
 from aha.tasks.base import Demonstration
 from aha.train import sft
 from aha.train.job import Job
 from aha.train.optimizer import Optimizer
 from aha.train.sft import SFTConfig, draw_examples, encode_demonstration
 from aha.train.stage import TrainingConfig, derive_seed, scheduled_learning_rate
-from aha.types import Completion, FinishReason, Problem
+from aha.types import Completion, FinishReason, Message, Problem
 
 CONFIG = SFTConfig(
     task="countdown", steps=12, examples_per_step=4, learning_rate=1e-2, eval_problems=0, dtype="float32"
@@ -63,6 +63,30 @@ def test_demonstration_is_encoded_as_the_model_should_sample_it(tmp_path: Path, 
         Completion(sequence.completion_ids, (), FinishReason.STOP), starts_in_thinking=starts_in_thinking
     )
     assert (parsed.reasoning, parsed.answer) == ("1+2=3", "1+2")
+
+
+def test_demonstration_with_turns_trains_what_the_model_should_write(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    chat = ChatFormat.load(tmp_path)
+    task = Warehouse()
+    demonstration = next(task.demonstrations(seed=0))
+    sequence = encode_demonstration(task, chat, demonstration)
+    written = [t for t, is_sampled in zip(sequence.completion_ids, sequence.is_sampled, strict=True) if is_sampled]
+    shown = [t for t, is_sampled in zip(sequence.completion_ids, sequence.is_sampled, strict=True) if not is_sampled]
+    first, second = demonstration.turns
+    assert first.observation is not None
+    assert second.observation is not None
+    assert chat.decode(shown) == f"{first.observation.text}<think>{second.observation.text}<think>"
+    turns = [(t.reasoning, t.answer) for t in (first, second)] + [(demonstration.reasoning, demonstration.answer)]
+    assert chat.decode(written) == "".join(f"{reasoning}</think>{answer}" for reasoning, answer in turns)
+    assert written.count(chat.stop_token_ids[0]) == 3
+    # As the conversation would be rendered, thinking kept: tokens in are tokens out.
+    messages = [Message("user", demonstration.problem.prompt)]
+    for turn in demonstration.turns:
+        assert turn.observation is not None
+        messages += [Message("assistant", turn.answer, turn.reasoning), Message("user", turn.observation.text)]
+    messages.append(Message("assistant", demonstration.answer, demonstration.reasoning))
+    assert [*sequence.prompt_ids, *sequence.completion_ids] == chat.render(messages, add_generation_prompt=False)
 
 
 def test_task_without_demonstrations_is_refused(job: Job, tmp_path: Path) -> None:
