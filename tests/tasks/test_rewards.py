@@ -158,6 +158,7 @@ def test_masked_scores_stay_masked() -> None:
         (("accuracy", "accuracy"), "'accuracy' stands twice"),
         (("accuracy:weight=2",), "unknown option of reward accuracy 'weight'"),
         (("accuracy", "length:weight=1.5"), "length: weight must be above 0 and below 1, got 1.5"),
+        (("accuracy", "length:sign=1"), "unknown option of reward length 'sign'; choose from: target, weight"),
         (("accuracy", "length:target=0"), "length: target must be at least 1 token, got 0"),
         (("accuracy", "language:language=xx"), "unknown value 'xx'"),
         (("accuracy", "language:weight=nan"), "weight must be a number"),
