@@ -92,29 +92,29 @@ class Mixture:
             yield self._outer(problem, index)
 
     def score(self, problem: Problem, completion: Completion) -> Score:
-        return self.task_of(problem).score(self.inner(problem), completion)
+        return self.task_of(problem).score(self.unwrap(problem), completion)
 
     def gold(self, problem: Problem) -> Completion | str | None:
         task = self.task_of(problem)
-        return task.gold(self.inner(problem)) if isinstance(task, HasGold) else problem.answer
+        return task.gold(self.unwrap(problem)) if isinstance(task, HasGold) else problem.answer
 
     def cheats(self, problem: Problem) -> Iterator[Cheat]:
         task = self.task_of(problem)
         if isinstance(task, HasCheats):
-            yield from task.cheats(self.inner(problem))
+            yield from task.cheats(self.unwrap(problem))
 
     def _respond(self, problem: Problem, transcript: Sequence[Any]) -> Any:
         """What the problem's own task answers to a turn; nothing where it has no turns, or no more of them."""
         task: Any = self.task_of(problem)
         is_over = not hasattr(task, "respond") or len(transcript) >= task.max_turns
-        return None if is_over else task.respond(self.inner(problem), transcript)
+        return None if is_over else task.respond(self.unwrap(problem), transcript)
 
     def task_of(self, problem: Problem) -> Task:
         """The task that a problem of this mixture comes from."""
         index: int = problem.data[PART]
         return self.parts[index]
 
-    def inner(self, problem: Problem) -> Problem:
+    def unwrap(self, problem: Problem) -> Problem:
         """A problem of this mixture as its own task made it, except that its instructions are written out."""
         data = {key: value for key, value in problem.data.items() if key != PART}
         prefix = f"{self.task_of(problem).name}/"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from aha.errors import ConfigError, unknown_name
 from aha.tasks import split_options, typed_options
@@ -69,7 +69,7 @@ class Format:
     def weight(self) -> float:
         return self.bonus
 
-    sign: Literal[-1, 1] = 1
+    sign: ClassVar[Literal[-1, 1]] = 1
 
     def share(self, problem: Problem, completion: Completion) -> float:
         return 1.0
@@ -86,7 +86,7 @@ class LanguageConsistency:
     weight: float = 0.1
     language: Language = "en"
 
-    sign: Literal[-1, 1] = 1
+    sign: ClassVar[Literal[-1, 1]] = 1
 
     def __post_init__(self) -> None:
         _check_weight("language", self.weight)
@@ -103,7 +103,7 @@ class LengthCost:
     target: int = 512
     """Tokens that cost nothing, the thinking included."""
 
-    sign: Literal[-1, 1] = -1
+    sign: ClassVar[Literal[-1, 1]] = -1
 
     def __post_init__(self) -> None:
         _check_weight("length", self.weight)
@@ -126,7 +126,7 @@ class Overlong:
     """Tokens before the limit over which the punishment grows from nothing to the whole weight."""
     weight: float = 0.5
 
-    sign: Literal[-1, 1] = -1
+    sign: ClassVar[Literal[-1, 1]] = -1
 
     def __post_init__(self) -> None:
         _check_weight("overlong", self.weight)
@@ -145,7 +145,7 @@ class Repetition:
     ngram: int = 8
     """Words in a row that count as the same when all are equal."""
 
-    sign: Literal[-1, 1] = -1
+    sign: ClassVar[Literal[-1, 1]] = -1
 
     def __post_init__(self) -> None:
         _check_weight("repetition", self.weight)

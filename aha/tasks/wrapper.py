@@ -21,8 +21,8 @@ class TaskWrapper:
         # Set on the instance, not left to __getattr__ alone: from Python 3.12 on, isinstance() with a protocol such as
         # HasDemonstrations looks for attributes without calling it.
         for name in dir(inner):
-            is_method = callable(inspect.getattr_static(inner, name))
-            if (is_method or name in _PLAIN) and not name.startswith("_") and not hasattr(type(self), name):
+            is_optional = name in _PLAIN or callable(inspect.getattr_static(inner, name))
+            if is_optional and not name.startswith("_") and not hasattr(self.__class__, name) and name != "inner":
                 setattr(self, name, getattr(inner, name))
 
     def __getattr__(self, name: str) -> Any:

@@ -53,7 +53,7 @@ def test_sub_task_gets_its_problem_back_as_it_made_it() -> None:
     assert isinstance(task, Mixture)
     outer = next(task.problems("train", seed=4))
     original = next(Countdown().problems("train", seed=4))
-    inner = task.inner(outer)
+    inner = task.unwrap(outer)
     assert (inner.problem_id, inner.prompt, inner.answer, inner.data) == (
         original.problem_id, original.prompt, original.answer, original.data,
     )  # fmt: skip

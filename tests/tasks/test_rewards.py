@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aha.errors import ConfigError
-from aha.tasks import Arithmetic, Countdown, HasBaselines, HasDemonstrations
+from aha.tasks import Arithmetic, Countdown, HasBaselines, HasDemonstrations, get_task
 from aha.tasks.cheats import completion_of, idle_completions
 from aha.tasks.rewards import REWARDS, Rewarded, read_rewards, with_rewards
 from aha.types import Completion, FinishReason, Outcome, Problem, Score
@@ -55,6 +56,24 @@ def test_everything_else_stays_the_tasks() -> None:
     assert isinstance(task, HasBaselines)
     assert next(task.demonstrations(seed=1)) == next(Countdown().demonstrations(seed=1))
     assert not isinstance(with_rewards(Arithmetic(), ("accuracy", "format")), HasBaselines)
+
+
+def test_mixture_is_paid_by_the_rewards_too() -> None:
+    task = with_rewards(get_task("countdown + arithmetic"), ("accuracy", "format"))
+    assert task.name == "countdown + arithmetic"
+    for problem in islice(task.problems("train", seed=0), 4):
+        assert task.score(problem, completion_of(problem.answer)).reward == 1.0
+        assert task.score(problem, completion_of(problem.answer, reasoning="")).reward == 0.0
+    assert isinstance(task, HasDemonstrations)
+
+
+def test_wrapper_of_a_task_with_a_method_of_its_own_names_keeps_its_own() -> None:
+    class Awkward(Arithmetic):
+        def inner(self) -> str:
+            return "mine"
+
+    task = with_rewards(Awkward(), ("accuracy", "format"))
+    assert next(task.problems("train", seed=0)) == PROBLEM
 
 
 def test_format_gates_a_right_answer_and_pays_nothing_by_itself() -> None:
@@ -139,6 +158,7 @@ def test_masked_scores_stay_masked() -> None:
         (("accuracy", "accuracy"), "'accuracy' stands twice"),
         (("accuracy:weight=2",), "unknown option of reward accuracy 'weight'"),
         (("accuracy", "length:weight=1.5"), "length: weight must be above 0 and below 1, got 1.5"),
+        (("accuracy", "length:sign=1"), "unknown option of reward length 'sign'; choose from: target, weight"),
         (("accuracy", "length:target=0"), "length: target must be at least 1 token, got 0"),
         (("accuracy", "language:language=xx"), "unknown value 'xx'"),
         (("accuracy", "language:weight=nan"), "weight must be a number"),
