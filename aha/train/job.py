@@ -18,12 +18,13 @@ from aha.cost.bill import Bill, BillPhase
 from aha.cost.prices import MachinePrice
 from aha.engine import Engine
 from aha.evaluate import EvalResult, Progress, evaluate
-from aha.models import Transformer
+from aha.models import Transformer, frozen_twin
+from aha.train.adapter import load_weights, save_weights
 from aha.train.batches import TrainingSequence
 from aha.train.console import Console
 from aha.train.optimizer import Optimizer
 from aha.train.rollouts import respond_with
-from aha.train.run import Run, load_parameters
+from aha.train.run import Run
 from aha.train.stage import StageConfig
 from aha.types import SamplingParams
 
@@ -161,9 +162,10 @@ class Job:
         """A frozen copy of the model as the stage began: what the KL term measures from, also after a resume."""
         folder = self.reference_folder(self.stage_index)
         if first_step == 0:
-            self.model.save(folder)
-        reference = copy.deepcopy(self.model)
-        load_parameters(reference, folder)
+            save_weights(self.model, folder)
+        # With LoRA only the adapters are copied: the base is the same tensors.
+        reference = frozen_twin(self.model) if self.model.lora is not None else copy.deepcopy(self.model)
+        load_weights(reference, folder)
         return reference.requires_grad_(False)
 
     def after_step(

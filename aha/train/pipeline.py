@@ -29,6 +29,7 @@ from aha.evaluate import compare, conversation, load_result, select_problems
 from aha.models import Transformer, build_model, load_model, read_config
 from aha.tasks import Split, Table, get_task
 from aha.train import grpo, sft
+from aha.train.adapter import begin_lora, finish_lora, prepare_stage
 from aha.train.card import write_model_card
 from aha.train.console import Console
 from aha.train.grpo_config import GRPOConfig
@@ -45,6 +46,8 @@ from aha.types import SamplingParams
 RUNS = Path("runs")
 _LOCK = ".lock"
 SPLITS: tuple[Split, ...] = ("train", "test")
+PROBE_PROMPTS = 4
+"""Held-out prompts on which a merged model is compared with base and adapter."""
 MAX_TEMPLATE_TOKENS = 512
 """What a chat template and a system prompt add to a prompt, generously."""
 
@@ -174,7 +177,9 @@ def _open_model(config: StageConfig) -> tuple[Transformer, ChatFormat]:
     """The model to start from, and how to talk to it."""
     if config.model != "scratch":
         folder = hub.resolve(config.model)
-        return load_model(folder, dtype=config.dtype, device=config.device), ChatFormat.load(folder)
+        model = load_model(folder, dtype=config.dtype, device=config.device, resolve=hub.resolve)
+        begin_lora(model, config, folder=folder)
+        return model, ChatFormat.load(folder)
     if not config.architecture:
         raise ConfigError('model = "scratch" needs architecture = a folder with config.json and tokenizer.json')
     folder = hub.resolve(config.architecture)
@@ -238,6 +243,7 @@ def _train_stages(plan: Plan, job: Job, *, saved: Checkpoint | None) -> None:
         job.steps_before = sum(c.steps for c in plan.configs[:index])
         if index < first_stage:
             continue
+        prepare_stage(job.model, config)
         optimizer = Optimizer(job.model, weight_decay=config.weight_decay)
         first_step, state = 0, {}
         if saved is not None and index == first_stage:
@@ -286,7 +292,7 @@ def _finish(plan: Plan, job: Job) -> None:
     first, last = plan.configs[0], plan.configs[-1]
     run = job.run
     # First of all: whatever comes next may fail, and the model is what the time was spent on.
-    job.model.save(run.model_folder)
+    _save_model(job, first)
     job.chat.save(run.model_folder)
     before = after = None
     gain = None
@@ -316,6 +322,18 @@ def _finish(plan: Plan, job: Job) -> None:
     run.write_json("run.json", _describe_run("finished"))
     report.write(run.folder)
     job.console.summary(summarise(run.folder, bill=bill))
+
+
+def _save_model(job: Job, config: StageConfig) -> None:
+    if job.model.lora is None:
+        job.model.save(job.run.model_folder)
+        return
+    task = get_task(config.task)
+    problems = select_problems(task, num_problems=PROBE_PROMPTS, seed=EVAL_SEED)
+    prompts = [job.chat.render(conversation(task, problem=problem)) for problem in problems]
+    proof = finish_lora(job.model, job.run.folder, prompts=prompts)
+    job.chat.save(job.run.folder / "adapter")
+    job.console.say(proof.describe())
 
 
 def _describe_run(status: str) -> dict[str, Any]:

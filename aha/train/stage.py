@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aha.errors import ConfigError
+from aha.models import LoraTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,15 @@ class StageConfig:
     """Gradients are scaled down to this norm."""
     micro_batch_tokens: int = 4096
     """Tokens computed at a time: changes memory and speed, not results."""
+    activations: Literal["auto", "keep", "recompute"] = "auto"
+    """"recompute" keeps each layer's input only and computes the rest again: less memory, a third more work, the same
+    result; "auto" does so with LoRA."""
+    lora_rank: int = 0
+    """Rank of trainable matrices beside the frozen ones (LoRA); 0 trains the model itself."""
+    lora_alpha: float = 32.0
+    """The adapter's product is multiplied by lora_alpha / lora_rank."""
+    lora_targets: LoraTargets = "all_linear"
+    """Which matrices of every layer get an adapter."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model computes in; "auto" is bfloat16 where the processor has it. Masters are always float32."""
     device: str = "auto"
@@ -58,7 +68,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         at_least = {"steps": 1, "micro_batch_tokens": 1, "checkpoint_every": 1, "eval_every": 0, "eval_problems": 0,
-                    "max_tokens": 1, "warmup_steps": 0, "weight_decay": 0, "seed": 0}  # fmt: skip
+                    "max_tokens": 1, "warmup_steps": 0, "weight_decay": 0, "seed": 0, "lora_rank": 0}  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -67,11 +77,14 @@ class StageConfig:
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("final_learning_rate_ratio", 0 <= self.final_learning_rate_ratio <= 1, "between 0 and 1"),
             ("eval_temperature", 0 <= self.eval_temperature <= 10, "between 0 and 10"),
+            ("lora_alpha", self.lora_alpha > 0, "above 0"),
             ("eval_top_p", 0 < self.eval_top_p <= 1, "above 0 and at most 1"),
         )
         for name, is_ok, rule in rules:
             if not is_ok:
                 raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)}")
+        if self.lora_rank and self.model == "scratch":
+            raise ConfigError('lora_rank needs a base whose weights stay as they are; model = "scratch" has none')
 
 
 def scheduled_learning_rate(config: StageConfig, *, step: int) -> float:
