@@ -16,7 +16,7 @@ NUM_CONTINUED = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """What was measured between two models, over every position of every prompt."""
+    """What was measured between two models, over every position of the prompts and of their continuations."""
 
     num_positions: int
     max_logit_difference: float
@@ -45,19 +45,22 @@ class Parity:
 
 @torch.inference_mode()
 def compare_models(model: Transformer, other: Transformer, *, prompts: Sequence[Sequence[int]]) -> Parity:
-    """Compare two models of one vocabulary on prompts of token ids; logits are compared in float32."""
-    logit, num_same, num_continuations = 0.0, 0, 0
+    """Compare two models of one vocabulary on prompts of token ids, each continued greedily by the first model.
+
+    Each model computes in its own dtype; its logits are compared in float32.
+    """
+    logit, num_same = 0.0, 0
     probabilities, argmaxes = [], []
     for prompt in prompts:
-        token_ids_1T = torch.tensor([prompt])
+        continued = _continue(model, prompt)
+        num_same += continued == _continue(other, prompt)
+        token_ids_1T = torch.tensor([continued])
         ours_TV, theirs_TV = (_logits(m, token_ids_1T) for m in (model, other))
         logit = max(logit, float((ours_TV - theirs_TV).abs().max()))
         ours, likeliest = ours_TV.softmax(dim=-1).max(dim=-1)
         theirs = theirs_TV.softmax(dim=-1).gather(1, likeliest[:, None]).squeeze(1)
         probabilities.append((ours - theirs).abs())
         argmaxes.append(likeliest == theirs_TV.argmax(dim=-1))
-        num_continuations += 1
-        num_same += _continue(model, prompt) == _continue(other, prompt)
     differences = torch.cat(probabilities)
     return Parity(
         num_positions=len(differences),
@@ -65,7 +68,7 @@ def compare_models(model: Transformer, other: Transformer, *, prompts: Sequence[
         mean_probability_difference=float(differences.mean()),
         max_probability_difference=float(differences.max()),
         same_argmax_fraction=float(torch.cat(argmaxes).float().mean()),
-        num_continued=num_continuations,
+        num_continued=len(prompts),
         num_same_continuations=num_same,
     )
 
@@ -76,7 +79,8 @@ def _logits(model: Transformer, token_ids_1T: Tensor) -> Tensor:
 
 
 def _continue(model: Transformer, prompt: Sequence[int]) -> list[int]:
+    """The prompt and its likeliest next tokens."""
     token_ids = list(prompt)
     for _ in range(min(NUM_CONTINUED, model.config.max_position_embeddings - len(prompt))):
         token_ids.append(int(model(torch.tensor([token_ids], device=model.device))[0, -1].argmax()))
-    return token_ids[len(prompt) :]
+    return token_ids

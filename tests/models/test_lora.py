@@ -14,7 +14,7 @@ from aha.errors import ModelError
 from aha.models import ModelConfig, Transformer, attach_lora, build_model, frozen_twin, load_model, merge, num_trainable
 from aha.models import without_adapter as base_of
 from aha.models.lora import LoraTargets, adaptable, adapters, attach_parts
-from aha.models.parity import compare_models
+from aha.models.parity import NUM_CONTINUED, compare_models
 from aha.train.batches import TrainingSequence, pack
 from aha.train.logprobs import token_logprobs
 from aha.train.optimizer import Optimizer
@@ -264,7 +264,7 @@ def test_parity_tells_equal_models_from_others() -> None:
     prompts = [[1, 2, 3], [4, 5, 6, 7]]
     same = compare_models(model, frozen_twin(model), prompts=prompts)
     assert (same.max_logit_difference, same.mean_probability_difference, same.same_argmax_fraction) == (0.0, 0.0, 1.0)
-    assert (same.num_positions, same.num_continued, same.num_same_continuations) == (7, 2, 2)
+    assert (same.num_positions, same.num_continued, same.num_same_continuations) == (7 + 2 * NUM_CONTINUED, 2, 2)
     other = compare_models(model, base_of(model), prompts=prompts)
     assert other.max_logit_difference > 0.1
     assert other.mean_probability_difference > 0.001
