@@ -1,6 +1,6 @@
 """Architectures, loading and saving, in pure torch. Knows nothing of training or serving."""
 
-from aha.models.adapter_files import hash_weights, load_adapter_into, save_adapter
+from aha.models.adapter_files import hash_weights, is_adapter_folder, load_adapter_into, save_adapter
 from aha.models.attention import PackedAttention
 from aha.models.checkpoint import (
     DType,
@@ -20,6 +20,7 @@ from aha.models.lora import (
     frozen_twin,
     merge,
     num_trainable,
+    reset_lora,
     without_adapter,
 )
 from aha.models.transformer import Attention, Linear, Transformer
@@ -47,12 +48,14 @@ __all__ = [
     "frozen_twin",
     "has_fast_bfloat16",
     "hash_weights",
+    "is_adapter_folder",
     "load_adapter_into",
     "load_model",
     "merge",
     "num_trainable",
     "parse_config",
     "read_config",
+    "reset_lora",
     "save_adapter",
     "save_model",
     "without_adapter",

@@ -54,6 +54,8 @@ class Lora:
     """The adapter's product is multiplied by alpha / rank."""
     scale: float
     """What alpha came to: alpha / rank, or alpha / sqrt(rank) in a file that says so."""
+    seed: int = 0
+    """What every A was drawn from, if it was drawn here."""
     base: BaseWeights | None = None
     """None: the base was never on disk, so that the adapter cannot be saved without it."""
 
@@ -130,12 +132,20 @@ def attach_lora(
         raise ModelError(f"lora_rank must be from 1 to {smallest}, the narrowest matrix of this model; got {rank}")
     scale = alpha / rank
     attach_parts(model, names=part_names(model, targets=targets), rank=rank, scale=scale)
-    model.lora = Lora(rank=rank, alpha=alpha, scale=scale, base=base)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, low_rank in adapters(model):
-            bound = 1.0 / math.sqrt(low_rank.a.shape[1])
-            low_rank.a.copy_(torch.empty(low_rank.a.shape).uniform_(-bound, bound, generator=generator))
+    model.lora = Lora(rank=rank, alpha=alpha, scale=scale, seed=seed, base=base)
+    reset_lora(model)
+
+
+@torch.no_grad()
+def reset_lora(model: Transformer) -> None:
+    """Begin the adapters anew: A drawn from the seed that it was drawn from at first, B zero."""
+    assert model.lora is not None
+    generator = torch.Generator().manual_seed(model.lora.seed)
+    for _, low_rank in adapters(model):
+        bound = 1.0 / math.sqrt(low_rank.a.shape[1])
+        low_rank.a.copy_(torch.empty(low_rank.a.shape).uniform_(-bound, bound, generator=generator))
+        low_rank.b.zero_()
+    model.weight_version += 1
 
 
 def attach_parts(model: Transformer, *, names: set[str], rank: int, scale: float) -> None:

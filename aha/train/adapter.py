@@ -9,14 +9,13 @@ from aha.errors import ConfigError
 from aha.export import Proof, write_merged
 from aha.models import (
     BaseWeights,
-    DType,
     Transformer,
     attach_lora,
     hash_weights,
+    is_adapter_folder,
     load_adapter_into,
-    load_model,
     merge,
-    num_trainable,
+    reset_lora,
     save_adapter,
 )
 from aha.train.stage import StageConfig, derive_seed
@@ -48,8 +47,7 @@ def begin_lora(model: Transformer, config: StageConfig, *, folder: Path) -> None
 
 def prepare_stage(model: Transformer, config: StageConfig) -> None:
     """Settings of a stage that the model itself follows."""
-    recomputes = config.activations == "recompute" or (config.activations == "auto" and model.lora is not None)
-    model.activations = "recompute" if recomputes else "keep"
+    model.activations = "recompute" if config.recomputes_activations else "keep"
 
 
 def save_weights(model: Transformer, folder: Path) -> None:
@@ -60,31 +58,16 @@ def save_weights(model: Transformer, folder: Path) -> None:
         save_adapter(model, folder)
 
 
-def load_weights(model: Transformer, folder: Path) -> None:
-    """Copy what `save_weights` kept into a model of the same shape.
+def load_adapter(model: Transformer, folder: Path) -> None:
+    """Copy what `save_weights` kept of an adapter into the model's; a whole model's folder means a fresh adapter.
 
     Raises:
         ModelError: the folder cannot be read, or the adapter in it belongs to other base weights.
     """
-    if model.lora is not None:
+    if is_adapter_folder(folder):
         load_adapter_into(model, folder)
-        return
-    dtype: DType = "bfloat16" if str(model.dtype) == "torch.bfloat16" else "float32"
-    loaded = dict(load_model(folder, dtype=dtype, device="cpu").named_parameters())
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(loaded[name].data)
-    model.weight_version += 1
-
-
-def describe_lora(model: Transformer) -> str:
-    """One line about what a LoRA run trains; "" for full fine-tuning."""
-    if model.lora is None:
-        return ""
-    trained = num_trainable(model)
-    return (
-        f"LoRA, rank {model.lora.rank}: {trained / 1e6:.2f} M trained beside "
-        f"{(model.num_parameters() - trained) / 1e6:.1f} M frozen parameters"
-    )
+    else:
+        reset_lora(model)
 
 
 def finish_lora(model: Transformer, run_folder: Path, *, prompts: Sequence[Sequence[int]]) -> Proof:

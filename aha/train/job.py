@@ -19,12 +19,12 @@ from aha.cost.prices import MachinePrice
 from aha.engine import Engine
 from aha.evaluate import EvalResult, Progress, evaluate
 from aha.models import Transformer, frozen_twin
-from aha.train.adapter import load_weights, save_weights
+from aha.train.adapter import save_weights
 from aha.train.batches import TrainingSequence
 from aha.train.console import Console
 from aha.train.optimizer import Optimizer
 from aha.train.rollouts import respond_with
-from aha.train.run import Run
+from aha.train.run import Run, load_parameters
 from aha.train.stage import StageConfig
 from aha.types import SamplingParams
 
@@ -165,7 +165,7 @@ class Job:
             save_weights(self.model, folder)
         # With LoRA only the adapters are copied: the base is the same tensors.
         reference = frozen_twin(self.model) if self.model.lora is not None else copy.deepcopy(self.model)
-        load_weights(reference, folder)
+        load_parameters(reference, folder)
         return reference.requires_grad_(False)
 
     def after_step(

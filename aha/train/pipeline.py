@@ -29,12 +29,14 @@ from aha.evaluate import compare, conversation, load_result, select_problems
 from aha.models import Transformer, build_model, load_model, read_config
 from aha.tasks import Split, Table, get_task
 from aha.train import grpo, sft
-from aha.train.adapter import begin_lora, finish_lora, prepare_stage
+from aha.train.adapter import begin_lora, prepare_stage
 from aha.train.card import write_model_card
 from aha.train.console import Console
+from aha.train.dry_run import memory_line
 from aha.train.grpo_config import GRPOConfig
 from aha.train.job import EVAL_SEED, Interrupted, Job
 from aha.train.optimizer import Optimizer
+from aha.train.outcome import save_trained_model
 from aha.train.preflight import run_preflight
 from aha.train.run import FORMAT_VERSION, Checkpoint, Run, new_run_folder
 from aha.train.sft import SFTConfig
@@ -46,8 +48,6 @@ from aha.types import SamplingParams
 RUNS = Path("runs")
 _LOCK = ".lock"
 SPLITS: tuple[Split, ...] = ("train", "test")
-PROBE_PROMPTS = 4
-"""Held-out prompts on which a merged model is compared with base and adapter."""
 MAX_TEMPLATE_TOKENS = 512
 """What a chat template and a system prompt add to a prompt, generously."""
 
@@ -151,6 +151,8 @@ def _run(plan: Plan, job: Job, *, resume: bool) -> None:
         f"{run.folder}: {first.task} on {first.model} ({job.model.num_parameters() / 1e6:.1f} M parameters, "
         f"{job.dtype}, {job.model.device})"
     )
+    is_cpu = job.model.device.type == "cpu"
+    console.say(memory_line(plan.configs, model=job.model.config, dtype=job.dtype, is_cpu=is_cpu))
     try:
         with _finish_step_on_ctrl_c(job):
             _train_stages(plan, job, saved=saved)
@@ -292,8 +294,7 @@ def _finish(plan: Plan, job: Job) -> None:
     first, last = plan.configs[0], plan.configs[-1]
     run = job.run
     # First of all: whatever comes next may fail, and the model is what the time was spent on.
-    _save_model(job, first)
-    job.chat.save(run.model_folder)
+    save_trained_model(job, first)
     before = after = None
     gain = None
     if first.eval_problems:
@@ -322,18 +323,6 @@ def _finish(plan: Plan, job: Job) -> None:
     run.write_json("run.json", _describe_run("finished"))
     report.write(run.folder)
     job.console.summary(summarise(run.folder, bill=bill))
-
-
-def _save_model(job: Job, config: StageConfig) -> None:
-    if job.model.lora is None:
-        job.model.save(job.run.model_folder)
-        return
-    task = get_task(config.task)
-    problems = select_problems(task, num_problems=PROBE_PROMPTS, seed=EVAL_SEED)
-    prompts = [job.chat.render(conversation(task, problem=problem)) for problem in problems]
-    proof = finish_lora(job.model, job.run.folder, prompts=prompts)
-    job.chat.save(job.run.folder / "adapter")
-    job.console.say(proof.describe())
 
 
 def _describe_run(status: str) -> dict[str, Any]:

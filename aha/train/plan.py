@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from aha.errors import ConfigError
-from aha.models import ModelConfig, build_model
+from aha.models import LoraTargets, ModelConfig, build_model
 from aha.models.attention import MAX_PADDED_RATIO, MAX_PLAIN_LENGTH
 from aha.train.logprobs import CHUNK_ELEMENTS
 from aha.train.machines import GIB, GPUS, Machine
@@ -41,6 +41,11 @@ class RunShape:
     mean_tokens: int = 0
     """Tokens of an average completion; 0 takes `max_tokens`, which bounds time and cost from above."""
     micro_batch_tokens: int = 4096
+    lora_rank: int = 0
+    """Above 0 only adapters have gradients, masters and moments."""
+    lora_targets: LoraTargets = "all_linear"
+    activations: Literal["auto", "keep", "recompute"] = "auto"
+    """Whether a layer's activations are kept for the backward pass; "auto" recomputes them with LoRA."""
     refill_budget: float = 0.0
     """Further prompts sampled, as a share of `prompts_per_step`; the plan takes all of them."""
     kl_coef: float = 0.0
@@ -67,6 +72,10 @@ class RunShape:
         return self.mean_tokens or self.max_tokens
 
     @property
+    def recomputes(self) -> bool:
+        return self.activations == "recompute" or (self.activations == "auto" and self.lora_rank > 0)
+
+    @property
     def longest_sequence(self) -> int:
         return self.prompt_tokens + self.max_tokens
 
@@ -89,7 +98,7 @@ class TimeItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `describe` prints."""
+    """What `aha.train.plan_table.describe` prints."""
 
     config: ModelConfig
     run: RunShape
@@ -104,8 +113,7 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        total = {phase: sum(i.num_bytes for i in self.memory if i.phase == phase) for phase in _PHASES}
-        return total["always"] + max(total["sampling"], total["training"])
+        return peak_bytes(self.memory)
 
     @property
     def fits(self) -> bool:
@@ -120,7 +128,12 @@ class Plan:
         return self.seconds / 3600 * self.machine.price.usd_per_hour
 
 
-_PHASES = ("always", "sampling", "training")
+def peak_bytes(memory: Sequence[MemoryItem]) -> int:
+    """The most that lies in memory at once."""
+    total = {
+        phase: sum(i.num_bytes for i in memory if i.phase == phase) for phase in ("always", "sampling", "training")
+    }
+    return total["always"] + max(total["sampling"], total["training"])
 
 
 def plan(config: ModelConfig, *, run: RunShape, machine: Machine) -> Plan:
@@ -142,7 +155,7 @@ def plan(config: ModelConfig, *, run: RunShape, machine: Machine) -> Plan:
         run=run,
         machine=machine,
         num_parameters=_count(config).total,
-        memory=_memory(config, run, machine),
+        memory=memory_of(config, run=run, machine=machine),
         time=_time(config, run, machine),
         num_sampled_tokens=round((num_sampled + num_evaluated) * run.completion_tokens),
         num_trained_tokens=num_completions * run.completion_tokens,
@@ -167,23 +180,40 @@ def _count(config: ModelConfig) -> _Sizes:
     return _Sizes(body, config.vocab_size * config.hidden_size, model.num_parameters())
 
 
-def _memory(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[MemoryItem, ...]:
+class HasMemory(Protocol):
+    """What a machine's kind decides about memory."""
+
+    @property
+    def is_cpu(self) -> bool: ...
+
+    @property
+    def runtime_bytes(self) -> int: ...
+
+
+def memory_of(config: ModelConfig, *, run: RunShape, machine: HasMemory) -> tuple[MemoryItem, ...]:
+    """What lies in memory, and when."""
     size, num_bytes = _count(config), _BYTES[run.dtype]
+    trained = num_trained(config, run=run)
     items = [
         MemoryItem("Python and libraries", machine.runtime_bytes, "always"),
         MemoryItem(f"weights ({run.dtype})", size.total * num_bytes, "always"),
-        MemoryItem("Adam moments (float32)", size.total * 8, "always"),
-        MemoryItem("gradients (float32)", size.total * 4, "training"),
+        MemoryItem("Adam moments (float32)", trained * 8, "always"),
+        MemoryItem("gradients (float32)", trained * 4, "training"),
         MemoryItem(
             "activations of a micro-batch", activation_bytes(config, run=run, is_cpu=machine.is_cpu), "training"
         ),
-        # float32 logits of a chunk, its probabilities and a cast of either; the head's gradient in float32 and cast.
-        MemoryItem("logits chunk and head's gradient", 12 * CHUNK_ELEMENTS + size.head * (4 + num_bytes), "training"),
+        # float32 logits of a chunk, its probabilities and a cast of either.
+        MemoryItem("logits chunk", 12 * CHUNK_ELEMENTS, "training"),
     ]
+    if run.lora_rank:
+        items.append(MemoryItem(f"LoRA adapters ({run.dtype})", trained * num_bytes, "always"))
+    else:
+        items.append(MemoryItem("head's gradient (float32, and cast)", size.head * (4 + num_bytes), "training"))
     if run.dtype == "bfloat16":
-        items.append(MemoryItem("masters (float32)", size.total * 4, "always"))
+        items.append(MemoryItem("masters (float32)", trained * 4, "always"))
     if run.kl_coef > 0 and run.stage == "grpo":
-        items.append(MemoryItem(f"reference model ({run.dtype})", size.total * num_bytes, "always"))
+        # With LoRA the reference is the same base with adapters of its own.
+        items.append(MemoryItem(f"reference model ({run.dtype})", trained * num_bytes, "always"))
     if run.stage == "grpo" or run.num_evaluations > 0:
         items.append(MemoryItem("key/value cache of rollouts", cache_bytes(config, run=run), "always"))
         # A row's logits, and float32 copies while it is drawn from.
@@ -209,10 +239,29 @@ def activation_bytes(config: ModelConfig, *, run: RunShape, is_cpu: bool) -> int
     per_layer = 4 * width + seen * qkv + max(weights, seen * attended) + attended + 4 * config.intermediate_size
     if config.has_qk_norm:
         per_layer += qkv + attended + kv_heads * head_dim  # q and k before their norms, and contiguous copies of them
-    per_token = config.num_layers * per_layer + 3 * width + 2 * head_dim
+    per_layer += 7 * run.lora_rank  # x A of q, k, v, o, gate, up and down
+    # Recomputed, each layer keeps its input, and one layer at a time the rest.
+    per_layers = config.num_layers * width + per_layer if run.recomputes else config.num_layers * per_layer
+    per_token = per_layers + 3 * width + 2 * head_dim
     # A sequence longer than the micro-batch is computed alone and whole.
     num_tokens = max(run.micro_batch_tokens, run.longest_sequence)
     return int(num_tokens * per_token) * _BYTES[run.dtype]
+
+
+def num_trained(config: ModelConfig, *, run: RunShape) -> int:
+    """Parameters that have gradients: all of them, or those of the adapters."""
+    if not run.lora_rank:
+        return _count(config).total
+    width, head_dim, hidden = config.hidden_size, config.head_dim, config.intermediate_size
+    attended, kv = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    per_rank = {"attention": 4 * width + 2 * attended + 2 * kv, "mlp": 3 * width + 3 * hidden}
+    chosen = per_rank.values() if run.lora_targets == "all_linear" else (per_rank[run.lora_targets],)
+    return config.num_layers * run.lora_rank * sum(chosen)
+
+
+def four_bit_savings(config: ModelConfig, *, dtype: Literal["float32", "bfloat16"]) -> int:
+    """Bytes that the layers' matrices would take less as NF4 with quantised scales (QLoRA, arXiv:2305.14314 §3)."""
+    return int(_count(config).body * (_BYTES[dtype] - 4.127 / 8))
 
 
 def _num_rows(run: RunShape) -> int:
@@ -270,7 +319,13 @@ def training_flops(config: ModelConfig, *, run: RunShape) -> float:
     num_sharing = max(1, min(run.group_size, run.micro_batch_tokens // num_tokens))
     num_computed = run.prompt_tokens / num_sharing + run.completion_tokens
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * num_tokens / 2
-    flops = num_computed * 6 * size.body + num_tokens * attention + run.completion_tokens * 8 * size.head
+    # LoRA has no gradients of the large matrices, but its own small products; recomputing is one more forward pass.
+    body, head = (4 * size.body + 6 * num_trained(config, run=run), 6 * size.head) if run.lora_rank else (
+        6 * size.body, 8 * size.head
+    )  # fmt: skip
+    if run.recomputes:
+        body, attention = body + 2 * size.body, attention * 4 / 3
+    flops = num_computed * body + num_tokens * attention + run.completion_tokens * head
     if run.kl_coef > 0 and run.stage == "grpo":
         flops += num_computed * 2 * size.body + num_tokens * attention / 3 + run.completion_tokens * 2 * size.head
     return flops
@@ -309,6 +364,10 @@ def _advice(unfit: Plan) -> tuple[str, ...]:
     for tokens in _halvings(run.max_tokens, least=64):
         micro_batch_tokens = min(run.micro_batch_tokens, run.prompt_tokens + tokens)
         changes.append(({"max_tokens": tokens, "micro_batch_tokens": micro_batch_tokens}, "shorter thinking"))
+    if not run.recomputes:
+        changes.append(({"activations": "recompute"}, "same result, a third more work"))
+    if not run.lora_rank:
+        changes.append(({"lora_rank": 16}, "trains an adapter beside the frozen model"))
     chosen: dict[str, str] = {}
     for change, effect in changes:
         if effect not in chosen and _fits(unfit, change):
@@ -324,7 +383,7 @@ def _halvings(value: int, *, least: int) -> Iterator[int]:
 def _fits(unfit: Plan, change: dict[str, Any]) -> bool:
     mean_tokens = min(unfit.run.mean_tokens, change.get("max_tokens", unfit.run.max_tokens))
     run = dataclasses.replace(unfit.run, mean_tokens=mean_tokens, **change)
-    return dataclasses.replace(unfit, run=run, memory=_memory(unfit.config, run, unfit.machine)).fits
+    return dataclasses.replace(unfit, run=run, memory=memory_of(unfit.config, run=run, machine=unfit.machine)).fits
 
 
 def _machines_advice(unfit: Plan, *, has_change: bool) -> tuple[str, ...]:
@@ -336,41 +395,3 @@ def _machines_advice(unfit: Plan, *, has_change: bool) -> tuple[str, ...]:
     return (
         f"{needed}; {machines}" if enough else f"{needed}, and no machine listed here holds it; use a smaller model",
     )
-
-
-def describe(plan: Plan) -> str:
-    """The plan as a table for a terminal."""
-    run, machine, config = plan.run, plan.machine, plan.config
-    each = f" x {run.group_size}" if run.stage == "grpo" else ""
-    title = (
-        f"{run.stage} on {config.model_type} with {plan.num_parameters:,} parameters: {run.steps} steps of "
-        f"{run.prompts_per_step}{each} sequences, at most {run.prompt_tokens} + {run.max_tokens} tokens each"
-    )
-    cost = (
-        f"cost  ${plan.cost_usd:.2f} at ${machine.price.usd_per_hour:g} an hour ({machine.price.price_id}), for "
-        f"{plan.num_sampled_tokens:,} tokens sampled and {plan.num_trained_tokens:,} trained"
-    )
-    lines = [title, "", f"memory{'GiB':>42}"]
-    remarks = {"always": "", "sampling": "  while sampling", "training": "  while training"}
-    lines += [f"  {i.name:<36}{i.num_bytes / GIB:>10.2f}{remarks[i.phase]}" for i in plan.memory]
-    verdict = "fits" if plan.fits else "does NOT fit"
-    lines.append(f"  {'peak':<36}{plan.peak_bytes / GIB:>10.2f}  {verdict} in {machine.memory_bytes / GIB:.1f} GiB")
-    lines += [f"  to make it fit: {words}" for words in plan.advice]
-    lines += ["", f"time{'hours':>44}"]
-    lines += [f"  {item.name:<36}{item.seconds / 3600:>10.2f}" for item in plan.time]
-    lines.append(f"  {'total':<36}{plan.seconds / 3600:>10.2f}")
-    lines += ["", cost, "", *_assumptions(plan)]
-    return "\n".join(lines)
-
-
-def _assumptions(plan: Plan) -> list[str]:
-    run, machine = plan.run, plan.machine
-    length = f"{run.mean_tokens} tokens on average" if run.mean_tokens else "max_tokens long, so these are upper bounds"
-    speed = f"{machine.teraflops:.3g} TFLOP/s in {run.dtype}, {machine.memory_gb_per_second:.4g} GB/s"
-    shares = f"training reaches {machine.training_efficiency:.0%} of that, sampling {machine.sampling_efficiency:.0%}"
-    return [
-        f"assumed  {machine.name}: {speed} ({machine.source})",
-        f"         {shares}; {machine.layer_overhead_us:g} us a layer in each decoding step",
-        f"         prompts of {run.prompt_tokens} tokens; completions {length}",
-        f"         price: {machine.price.source}",
-    ]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from aha.chat import ChatFormat
 from aha.errors import DataError, ModelError
 from aha.models import Transformer
-from aha.train.adapter import load_weights, save_weights
+from aha.train.adapter import load_adapter, save_weights
 from aha.train.optimizer import Optimizer
 
 FORMAT_VERSION = 1
@@ -145,7 +145,7 @@ class Run:
         folder = self.folder / "checkpoints" / f"step_{checkpoint.step:06d}"
         try:
             tensors = load_file(folder / "optimizer.safetensors")
-            load_weights(model, folder)
+            load_parameters(model, folder)
         except (OSError, SafetensorError, ModelError) as error:
             raise DataError(f"{folder} cannot be read ({error}); delete it to resume from the one before") from None
         optimizer.load_state_tensors(tensors)
@@ -156,6 +156,20 @@ class Run:
         """Empty the logs of a run that starts over."""
         for path in self.folder.glob("*.jsonl"):
             path.unlink()
+
+
+def load_parameters(model: Transformer, folder: Path) -> None:
+    """Copy the weights of a folder into a model of the same shape; with LoRA, those of its adapter."""
+    from aha.models import load_model
+
+    if model.lora is not None:
+        load_adapter(model, folder)
+        return
+    dtype = "bfloat16" if str(model.dtype) == "torch.bfloat16" else "float32"
+    loaded = dict(load_model(folder, dtype=dtype, device="cpu").named_parameters())  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(loaded[name].data)
+    model.weight_version += 1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

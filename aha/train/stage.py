@@ -36,19 +36,19 @@ class StageConfig:
     """Gradients are scaled down to this norm."""
     micro_batch_tokens: int = 4096
     """Tokens computed at a time: changes memory and speed, not results."""
-    activations: Literal["auto", "keep", "recompute"] = "auto"
-    """"recompute" keeps each layer's input only and computes the rest again: less memory, a third more work, the same
-    result; "auto" does so with LoRA."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the model computes in; "auto" is bfloat16 where the processor has it. Masters are always float32."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
     lora_rank: int = 0
     """Rank of trainable matrices beside the frozen ones (LoRA); 0 trains the model itself."""
     lora_alpha: float = 32.0
     """The adapter's product is multiplied by lora_alpha / lora_rank."""
     lora_targets: LoraTargets = "all_linear"
     """Which matrices of every layer get an adapter."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model computes in; "auto" is bfloat16 where the processor has it. Masters are always float32."""
-    device: str = "auto"
-    """"auto", "cpu", "cuda" or "cuda:N"."""
+    activations: Literal["auto", "keep", "recompute"] = "auto"
+    """"recompute" keeps each layer's input only and computes the rest again: less memory, a third more work, the same
+    result; "auto" does so with LoRA."""
     seed: int = 0
     """Every draw of the run follows from it."""
     checkpoint_every: int = 20
@@ -68,7 +68,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         at_least = {"steps": 1, "micro_batch_tokens": 1, "checkpoint_every": 1, "eval_every": 0, "eval_problems": 0,
-                    "max_tokens": 1, "warmup_steps": 0, "weight_decay": 0, "seed": 0, "lora_rank": 0}  # fmt: skip
+                    "max_tokens": 1, "warmup_steps": 0, "weight_decay": 0, "seed": 0}  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -77,14 +77,25 @@ class StageConfig:
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("final_learning_rate_ratio", 0 <= self.final_learning_rate_ratio <= 1, "between 0 and 1"),
             ("eval_temperature", 0 <= self.eval_temperature <= 10, "between 0 and 10"),
-            ("lora_alpha", self.lora_alpha > 0, "above 0"),
             ("eval_top_p", 0 < self.eval_top_p <= 1, "above 0 and at most 1"),
         )
         for name, is_ok, rule in rules:
             if not is_ok:
                 raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)}")
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        if self.lora_rank < 0:
+            raise ConfigError(f"lora_rank must be at least 0, got {self.lora_rank}")
+        if not self.lora_alpha > 0:
+            raise ConfigError(f"lora_alpha must be above 0, got {self.lora_alpha}")
         if self.lora_rank and self.model == "scratch":
             raise ConfigError('lora_rank needs a base whose weights stay as they are; model = "scratch" has none')
+
+    @property
+    def recomputes_activations(self) -> bool:
+        """What `activations` means here."""
+        return self.activations == "recompute" or (self.activations == "auto" and self.lora_rank > 0)
 
 
 def scheduled_learning_rate(config: StageConfig, *, step: int) -> float:
