@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from aha.types import Message
 DTypeName = Literal["float32", "bfloat16"]
 MAX_PROBABILITY_DIFFERENCE: dict[str, float] = {"float32": 1e-5, "bfloat16": 0.005}
 """Mean difference of the likeliest token's probability that merging an adapter may make, by dtype."""
+MAX_BY_GGUF_KIND = {"f32": 1e-5, "bf16": 0.005, "f16": 0.005, "q8_0": 0.02}
+"""The same for each type of gguf file, against the model in float32."""
 PROBES = (
     "What is 12 + 30?",
     "Write one sentence about the sea.",
@@ -59,7 +63,8 @@ class Proof:
     def describe(self) -> str:
         """One or two sentences for people."""
         if self.adapter_effect is None:
-            return f"written in {self.dtype}, read back and compared with its source: {self.parity.describe()}"
+            words = f"written in {self.dtype}, read back and compared with its source: {self.parity.describe()}"
+            return f"{words} (allowed: {self.bound:g})" if self.bound else words
         effect = self.adapter_effect
         return (
             f"adapter merged in float32, rounded to {self.dtype}, read back and compared with base and adapter: "
@@ -87,12 +92,17 @@ def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto
     source = hub.resolve(name)
     if keeps_adapter and to == "gguf":
         raise ConfigError("--adapter keeps PEFT's layout, which is --to hf; a gguf file holds the merged model")
+    if to == "hf" and kind != "auto":
+        raise ConfigError(f"--type {kind} is for --to gguf; a Hugging Face folder keeps the model's own dtype")
     is_new = not out.exists()
     try:
+        if to == "gguf":
+            return _export_gguf(name, source, out, kind=kind)
         return _export_adapter(name, source, out) if keeps_adapter else _export_hf(name, source, out)
     except BaseException:
-        if is_new:
-            shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
+        if not is_new:
+            out.mkdir(exist_ok=True)
         raise
 
 
@@ -100,7 +110,7 @@ def _export_hf(name: str, source: Path, out: Path) -> str:
     model, chat = load_as_stored(source), ChatFormat.load(source)
     proof = write_copy(model, out, prompts=probe_prompts(chat, window=model.config.max_position_embeddings))
     chat.save(out)
-    write_card(out, source=source, name=name, proof=proof)
+    write_card(out, name=name, proof=proof)
     return f"{out}: {proof.describe()}"
 
 
@@ -119,6 +129,43 @@ def _export_adapter(name: str, source: Path, out: Path) -> str:
     assert model.lora.base is not None
     sha256 = model.lora.base.sha256
     return f"{out}: adapter for {model.lora.base.folder} (sha256 {sha256[:12]}…), read back: {parity.describe()}"
+
+
+def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
+    from aha.models.gguf import convert_gguf
+    from aha.models.gguf_writer import write_gguf
+
+    chosen = ("bf16" if stored_dtype(source) == "bfloat16" else "f32") if kind == "auto" else kind
+    # float32 holds what every file says exactly, so that only the type of the gguf file rounds.
+    model, chat = load_model(source, dtype="float32", device="cpu", resolve=hub.resolve), ChatFormat.load(source)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{Path(name).name}-{chosen}.gguf"
+    write_gguf(model, path, tokenizer_folder=chat.folder, kind=chosen, name=Path(name).name)
+    with tempfile.TemporaryDirectory(dir=out) as work:
+        reread = Path(work)
+        convert_gguf(path, folder=reread, base_model=name, origin="its own export", dtype="float32")
+        _check_chat(chat, ChatFormat.load(reread), path=path)
+        copy = load_model(reread, dtype="float32", device="cpu")
+        prompts = probe_prompts(chat, window=model.config.max_position_embeddings)
+        parity = compare_models(model, copy, prompts=prompts)
+    bound = MAX_BY_GGUF_KIND[chosen]
+    if parity.mean_probability_difference > bound:
+        raise ModelError(f"{path.name} is not equal to its source: {parity.describe()} (allowed: {bound:g})")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    proof = Proof(dtype=chosen, bound=bound, parity=parity, adapter_effect=None, sha256=sha256)
+    write_card(out, name=name, proof=proof)
+    return f"{path}: {proof.describe()}"
+
+
+def _check_chat(ours: ChatFormat, theirs: ChatFormat, *, path: Path) -> None:
+    """Every probe must have the same tokens, as text and as a prompt."""
+    for text in PROBES:
+        messages = [Message("user", text)]
+        if ours.encode(text) != theirs.encode(text) or ours.render(messages) != theirs.render(messages):
+            raise ModelError(f"{path.name} has another tokenizer or chat template than its source: {text!r} differs")
+    if ours.stop_token_ids[:1] != theirs.stop_token_ids[:1]:
+        raise ModelError(f"{path.name} ends its answers with another token than its source")
 
 
 def load_as_stored(folder: Path) -> Transformer:
@@ -182,9 +229,10 @@ def write_merged(model: Transformer, folder: Path, *, prompts: Sequence[Sequence
     raise ModelError(f"the merged model is not equal to base and adapter: {parity.describe()} (allowed: {bound:g})")
 
 
-def write_card(folder: Path, *, source: Path, name: str, proof: Proof, added: Sequence[str] = ()) -> None:
+def write_card(folder: Path, *, name: str, proof: Proof) -> None:
     """Write README.md beside an exported model: what it is, and the proof."""
-    lines = ["---", "library_name: transformers", f"base_model: {name}", "---", "", f"# {folder.name}", ""]
-    lines += [f"Written by `aha export {name}`. {proof.describe()[0].upper()}{proof.describe()[1:]}.", ""]
-    lines += [*added, f"sha256 of the weights: `{proof.sha256}`. The licence of the source applies.", ""]
+    words = proof.describe()
+    lines = ["---", f"base_model: {name}", "pipeline_tag: text-generation", "---", "", f"# {folder.name}", ""]
+    lines += [f"Written by `aha export {name}`. {words[0].upper()}{words[1:]}.", ""]
+    lines += [f"sha256 of the weights: `{proof.sha256}`. The licence of the source applies.", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,6 +1,6 @@
 """What LoRA saves: peak memory and seconds of a training step, beside full fine-tuning on the same batch.
 
-    python -m bench.lora [--model smollm2] [--micro-batch-tokens 1024 4096] [--steps 2]
+    python -m bench.lora [--model smollm2] [--micro-batch-tokens 1024 4096] [--all]
 
 Each step runs in a process of its own: its model, its optimiser, the batch of an SFT step, nothing else. "above idle"
 leaves out what the process held with torch loaded and no model.
@@ -55,10 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--micro-batch-tokens", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--sequences", type=int, default=22)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--all", action="store_true", help="each kind with activations kept and recomputed")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
+    length = PROMPT_TOKENS + COMPLETION_TOKENS
     kinds = {
         "full, as it is by default": {"lora_rank": 0, "activations": "auto"},
         "full, recomputing activations": {"lora_rank": 0, "activations": "recompute"},
@@ -70,7 +70,10 @@ def main() -> None:
     for size in asked.micro_batch_tokens:
         whole = above = 0.0
         for name, settings in kinds.items():
-            job = {"model": asked.model, "micro_batch_tokens": size, "sequences": asked.sequences, "steps": asked.steps}
+            if "by default" not in name and not asked.all:
+                continue
+            # Two micro-batches, so that gradients are there while activations are; two steps, so that moments are.
+            job = {"model": asked.model, "micro_batch_tokens": size, "sequences": 2 * (size // length), "steps": 2}
             found = run_child("bench.lora:one_kind", job | settings, num_threads=asked.threads, timeout_seconds=1800)
             peak, idle = found.peak_bytes, int(found.details["idle_bytes"])
             whole, above = whole or peak, above or (peak - idle)

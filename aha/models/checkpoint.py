@@ -146,13 +146,7 @@ def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> No
         ModelError: the folder cannot be written, or the disk is full.
     """
     target = model.dtype if dtype == "auto" else choose_dtype(dtype, device=model.device)
-    deltas = {f"model.{name}.weight": low_rank for _, low_rank in adapters(model) for name in low_rank.rows}
-    tensors = {}
-    for name, _, part in _tensor_slices(model):
-        values = part.detach()
-        if name in deltas:
-            values = values.float() + deltas[name].delta(name.removeprefix("model.").removesuffix(".weight"))
-        tensors[name] = values.to("cpu", target).contiguous()
+    tensors = {name: values.to("cpu", target).contiguous() for name, values in merged_tensors(model)}
     config = dump_config(model.config, dtype=str(target).removeprefix("torch."))
     temporary = folder / f".model.safetensors.{os.getpid()}"
     try:
@@ -168,6 +162,18 @@ def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> No
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def merged_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, values) of a model's tensors; those that have an adapter merged, in float32."""
+    deltas = {f"model.{name}.weight": (low_rank, name) for _, low_rank in adapters(model) for name in low_rank.rows}
+    for hf_name, _, part in _tensor_slices(model):
+        values = part.detach()
+        if hf_name in deltas:
+            low_rank, name = deltas[hf_name]
+            values = values.float() + low_rank.delta(name)
+        yield hf_name, values
 
 
 def weight_files(folder: Path) -> list[Path]:
