@@ -38,6 +38,13 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "fan_in_fan_out": (None, False),
     "trainable_token_indices": (None, []),
     "layer_replication": (None, []),
+    "lora_bias": (None, False),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
+    "use_qalora": (None, False),
+    "use_bdlora": (None, False),
+    "kasa_config": (None,),
 }
 """Setting of PEFT -> values that leave plain LoRA as it is; with any other we would compute something else."""
 
