@@ -59,7 +59,7 @@ def load_model(name: str | Path, *, dtype: DType = "auto", device: str = "auto")
     """
     from aha import hub, models
 
-    return models.load_model(hub.resolve(name), dtype=dtype, device=device)
+    return models.load_model(hub.resolve(name), dtype=dtype, device=device, resolve=hub.resolve)
 
 
 def load_chat(name: str | Path) -> ChatFormat:

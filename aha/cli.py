@@ -278,6 +278,22 @@ def serve(
     run(model, host=host, port=port, api_key=api_key, device=device)
 
 
+@app.command(epilog="Example: aha export runs/countdown --to hf countdown-model")
+def export(
+    model: ModelName,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; new or empty.")],
+    to: Annotated[Literal["hf", "gguf"], typer.Option("--to", help="A Hugging Face folder, or llama.cpp's file.")],
+    kind: Annotated[
+        Literal["auto", "f32", "f16", "bf16", "q8_0"], typer.Option("--type", help="How gguf stores matrices.")
+    ] = "auto",
+    adapter: Annotated[bool, typer.Option("--adapter", help="A LoRA run's adapter alone, for PEFT.")] = False,
+) -> None:
+    """Write a model for other tools, read it back, and say how equal it is to its source."""
+    from aha.export import export as write
+
+    print(write(model, to=to, out=out, kind=kind, keeps_adapter=adapter))
+
+
 @app.command(epilog="Example: aha models fetch smollm2")
 def models(
     action: Annotated[str, typer.Argument(metavar="[fetch]", help="Nothing, to list; or fetch.")] = "",

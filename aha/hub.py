@@ -194,7 +194,7 @@ def _count_parameters(path: Path) -> int:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _find_model(folder: Path, *, is_quiet: bool = False) -> Path | None:

@@ -39,7 +39,7 @@ def open_model(name: str, *, device: str = "auto", quantize: Quantize = "none") 
     """
     folder = hub.resolve(name)
     # Between 8-bit products float32 is the faster: bfloat16 would be converted there and back each time.
-    model = load_model(folder, dtype="float32" if quantize == "int8" else "auto", device=device)
+    model = load_model(folder, dtype="float32" if quantize == "int8" else "auto", device=device, resolve=hub.resolve)
     chat = ChatFormat.load(folder)
     engine = Engine(model, decode=chat.decode, stop_token_ids=chat.stop_token_ids, quantize=quantize)
     return OpenModel(folder, model, chat, engine)

@@ -1,5 +1,6 @@
 """Architectures, loading and saving, in pure torch. Knows nothing of training or serving."""
 
+from aha.models.adapter_files import hash_weights, is_adapter_folder, load_adapter_into, save_adapter
 from aha.models.attention import PackedAttention
 from aha.models.checkpoint import (
     DType,
@@ -11,6 +12,17 @@ from aha.models.checkpoint import (
     save_model,
 )
 from aha.models.config import Llama3Rope, ModelConfig, dump_config, parse_config, read_config
+from aha.models.lora import (
+    BaseWeights,
+    Lora,
+    LoraTargets,
+    attach_lora,
+    frozen_twin,
+    merge,
+    num_trainable,
+    reset_lora,
+    without_adapter,
+)
 from aha.models.transformer import Attention, Linear, Transformer
 
 ARCHITECTURES: dict[str, type[Transformer]] = {"llama": Transformer, "qwen2": Transformer, "qwen3": Transformer}
@@ -19,19 +31,32 @@ ARCHITECTURES: dict[str, type[Transformer]] = {"llama": Transformer, "qwen2": Tr
 __all__ = [
     "ARCHITECTURES",
     "Attention",
+    "BaseWeights",
     "DType",
     "Linear",
     "Llama3Rope",
+    "Lora",
+    "LoraTargets",
     "ModelConfig",
     "PackedAttention",
     "Transformer",
+    "attach_lora",
     "build_model",
     "choose_device",
     "choose_dtype",
     "dump_config",
+    "frozen_twin",
     "has_fast_bfloat16",
+    "hash_weights",
+    "is_adapter_folder",
+    "load_adapter_into",
     "load_model",
+    "merge",
+    "num_trainable",
     "parse_config",
     "read_config",
+    "reset_lora",
+    "save_adapter",
     "save_model",
+    "without_adapter",
 ]

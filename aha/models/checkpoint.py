@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aha.errors import ModelError
 from aha.models.config import ModelConfig, dump_config, read_config
+from aha.models.lora import FUSED, adapters
 from aha.models.transformer import Transformer
 
 DType = Literal["auto", "float32", "bfloat16"]
@@ -28,12 +29,6 @@ _NORMS = {
     "post_attention_norm": "post_attention_layernorm.weight",
     "q_norm": "self_attn.q_norm.weight",
     "k_norm": "self_attn.k_norm.weight",
-}
-_PROJECTIONS = {
-    "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o_proj": ("self_attn.o_proj",),
-    "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "down_proj": ("mlp.down_proj",),
 }
 # Buffers that old checkpoints carry and that follow from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -81,15 +76,24 @@ def build_model(config: ModelConfig, *, dtype: DType = "auto", device: str = "au
     return model if target.type == "meta" else model.to_empty(device=target)
 
 
-def load_model(folder: Path | str, *, dtype: DType = "auto", device: str = "auto") -> Transformer:
-    """Load a Hugging Face folder tensor by tensor.
+def load_model(
+    folder: Path | str, *, dtype: DType = "auto", device: str = "auto", resolve: Callable[[str], Path] = Path
+) -> Transformer:
+    """Load a Hugging Face folder tensor by tensor; or a LoRA adapter's folder in PEFT's layout, with its base.
+
+    Args:
+        resolve: where the name of an adapter's base leads, if it is not a folder of this machine.
 
     Raises:
         ModelError: naming the file or tensor that is missing, left over, misshapen, truncated or not finite.
     """
+    from aha.models.adapter_files import is_adapter_folder, load_adapter_folder  # here: it imports this module
+
     folder = Path(folder)
+    if is_adapter_folder(folder):
+        return load_adapter_folder(folder, dtype=dtype, device=device, resolve=resolve)
     config = read_config(folder)
-    files = _weight_files(folder)
+    files = weight_files(folder)
     _check_tensors(build_model(config, device="meta"), folder=folder, files=files)
     model = build_model(config, dtype=dtype, device=device)
     targets = {hf: part for hf, _, part in _tensor_slices(model)}
@@ -130,14 +134,20 @@ def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> No
         raise ModelError(f"{folder}: {len(missing)} of {len(targets)} tensors are missing, the first is {missing[0]!r}")
 
 
-def save_model(model: Transformer, *, folder: Path) -> None:
+def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> None:
     """Write config.json and model.safetensors; a file is complete or absent, never half-written.
+
+    Adapters are merged into what is written: W + scale * B A, in float32 and then rounded.
+
+    Args:
+        dtype: of the file; "auto" takes the model's.
 
     Raises:
         ModelError: the folder cannot be written, or the disk is full.
     """
-    tensors = {name: part.detach().cpu().contiguous() for name, _, part in _tensor_slices(model)}
-    config = dump_config(model.config, dtype=str(model.dtype).removeprefix("torch."))
+    target = model.dtype if dtype == "auto" else choose_dtype(dtype, device=model.device)
+    tensors = {name: values.to("cpu", target).contiguous() for name, values in merged_tensors(model)}
+    config = dump_config(model.config, dtype=str(target).removeprefix("torch."))
     temporary = folder / f".model.safetensors.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +164,19 @@ def save_model(model: Transformer, *, folder: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+@torch.no_grad()
+def merged_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, values) of a model's tensors; those that have an adapter merged, in float32."""
+    deltas = {f"model.{name}.weight": (low_rank, name) for _, low_rank in adapters(model) for name in low_rank.rows}
+    for hf_name, _, part in _tensor_slices(model):
+        values = part.detach()
+        if hf_name in deltas:
+            low_rank, name = deltas[hf_name]
+            values = values.float() + low_rank.delta(name)
+        yield hf_name, values
+
+
+def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if single.exists():
@@ -191,11 +213,13 @@ def _finite(tensor: Tensor, *, name: str, path: Path) -> Tensor:
 
 
 def _tensor_slices(model: Transformer) -> Iterator[tuple[str, str, Tensor]]:
-    """(Hugging Face name, our name, the view of our parameter that holds it)."""
+    """(Hugging Face name, our name, the view of our parameter that holds it); adapters are not among them."""
     config = model.config
     q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     splits = {"qkv_proj": (q_rows, kv_rows, kv_rows), "gate_up_proj": (config.intermediate_size,) * 2}
     for ours, parameter in model.named_parameters():
+        if ".adapter." in ours:
+            continue
         if ours in _TOP:
             yield _TOP[ours], ours, parameter
             continue
@@ -205,5 +229,5 @@ def _tensor_slices(model: Transformer) -> Iterator[tuple[str, str, Tensor]]:
             yield prefix + _NORMS[name], ours, parameter
             continue
         parts = parameter.split(splits.get(name, (len(parameter),)))
-        for hf_name, part in zip(_PROJECTIONS[name], parts, strict=True):
+        for hf_name, part in zip(FUSED[name], parts, strict=True):
             yield f"{prefix}{hf_name}.{rest[0]}", ours, part

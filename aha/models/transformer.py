@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from aha.models.attention import PackedAttention
 from aha.models.config import Llama3Rope, ModelConfig
+
+if TYPE_CHECKING:
+    from aha.models.lora import Lora, LowRank
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_NHC, k_NKC, v_NKC) -> attended_NHC, on N tokens without padding; q and k are rotated."""
@@ -52,6 +56,19 @@ def rotate(x_NHC: Tensor, cos_N1C: Tensor, sin_N1C: Tensor) -> Tensor:
     return x_NHC * cos_N1C + torch.cat((x_NHC[..., half:], x_NHC[..., :half]), dim=-1) * sin_N1C
 
 
+class Projection(nn.Linear):
+    """A matrix of a layer, which may have a low-rank adapter beside it (aha.models.lora)."""
+
+    def __init__(self, num_in: int, num_out: int, *, bias: bool) -> None:
+        super().__init__(num_in, num_out, bias=bias)
+        self.adapter: LowRank | None = None
+
+    def project(self, x_ND: Tensor, linear: Linear) -> Tensor:
+        """The matrix's product by way of `linear`, and the adapter's added."""
+        product = linear(x_ND, self.weight, self.bias)
+        return product if self.adapter is None else cast(Tensor, self.adapter(x_ND, product))
+
+
 class Layer(nn.Module):
     """Pre-norm attention and gated feed-forward, with q/k/v and gate/up fused into one parameter each."""
 
@@ -60,11 +77,11 @@ class Layer(nn.Module):
         width, head_dim = config.hidden_size, config.head_dim
         qkv_width = (config.num_heads + 2 * config.num_kv_heads) * head_dim
         self.input_norm = nn.Parameter(torch.ones(width))
-        self.qkv_proj = nn.Linear(width, qkv_width, bias=config.has_qkv_bias)
-        self.o_proj = nn.Linear(config.num_heads * head_dim, width, bias=config.has_output_bias)
+        self.qkv_proj = Projection(width, qkv_width, bias=config.has_qkv_bias)
+        self.o_proj = Projection(config.num_heads * head_dim, width, bias=config.has_output_bias)
         self.post_attention_norm = nn.Parameter(torch.ones(width))
-        self.gate_up_proj = nn.Linear(width, 2 * config.intermediate_size, bias=config.has_mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, width, bias=config.has_mlp_bias)
+        self.gate_up_proj = Projection(width, 2 * config.intermediate_size, bias=config.has_mlp_bias)
+        self.down_proj = Projection(config.intermediate_size, width, bias=config.has_mlp_bias)
         if config.has_qk_norm:
             self.q_norm = nn.Parameter(torch.ones(head_dim))
             self.k_norm = nn.Parameter(torch.ones(head_dim))
@@ -80,6 +97,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.weight_version = 0
+        self.lora: Lora | None = None
+        """What adapters lie beside the matrices; None for a plain model."""
+        self.activations: Literal["keep", "recompute"] = "keep"
+        """Whether training keeps what each layer computes for the backward pass, or its input only."""
         self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.final_norm = nn.Parameter(torch.ones(config.hidden_size))
@@ -144,28 +165,38 @@ class Transformer(nn.Module):
             attention: which keys every token sees, and where keys and values are kept.
             linear: the matrix product; the engine passes one with prepacked weights.
         """
-        config = self.config
-        num_tokens, num_q, num_kv, head_dim = len(token_ids_N), config.num_heads, config.num_kv_heads, config.head_dim
-        eps = config.rms_norm_eps
         cos_N1C, sin_N1C = self.rope_tables(positions_N)
         x_ND = F.embedding(token_ids_N, self.embed_tokens)
+        recomputes = self.activations == "recompute" and torch.is_grad_enabled()
         for index, layer in enumerate(cast(Iterable[Layer], self.layers)):
-            normed_ND = F.rms_norm(x_ND, (config.hidden_size,), layer.input_norm, eps)
-            qkv = linear(normed_ND, layer.qkv_proj.weight, layer.qkv_proj.bias)
-            qkv = qkv.view(num_tokens, num_q + 2 * num_kv, head_dim)
-            if config.has_qk_norm:
-                q_NHC = F.rms_norm(qkv[:, :num_q], (head_dim,), layer.q_norm, eps)
-                k_NKC = F.rms_norm(qkv[:, num_q : num_q + num_kv], (head_dim,), layer.k_norm, eps)
-                q_NHC, k_NKC = rotate(q_NHC, cos_N1C, sin_N1C), rotate(k_NKC, cos_N1C, sin_N1C)
+            arguments = (index, layer, x_ND, (cos_N1C, sin_N1C), attention, linear)
+            if recomputes:
+                x_ND = checkpoint(self._through_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                rotated = rotate(qkv[:, : num_q + num_kv], cos_N1C, sin_N1C)
-                q_NHC, k_NKC = rotated[:, :num_q], rotated[:, num_q:]
-            attended_NHC = attention(index, q_NHC, k_NKC, qkv[:, num_q + num_kv :])
-            x_ND = x_ND + linear(attended_NHC.reshape(num_tokens, -1), layer.o_proj.weight, layer.o_proj.bias)
-            normed_ND = F.rms_norm(x_ND, (config.hidden_size,), layer.post_attention_norm, eps)
-            gate_NF, up_NF = linear(normed_ND, layer.gate_up_proj.weight, layer.gate_up_proj.bias).chunk(2, dim=-1)
-            x_ND = x_ND + linear(F.silu(gate_NF) * up_NF, layer.down_proj.weight, layer.down_proj.bias)
-        return F.rms_norm(x_ND, (config.hidden_size,), self.final_norm, eps)
+                x_ND = self._through_layer(*arguments)
+        return F.rms_norm(x_ND, (self.config.hidden_size,), self.final_norm, self.config.rms_norm_eps)
+
+    def _through_layer(
+        self, index: int, layer: Layer, x_ND: Tensor, rope: tuple[Tensor, Tensor], attention: Attention, linear: Linear
+    ) -> Tensor:
+        config = self.config
+        num_tokens, num_q, num_kv, head_dim = len(x_ND), config.num_heads, config.num_kv_heads, config.head_dim
+        eps = config.rms_norm_eps
+        cos_N1C, sin_N1C = rope
+        normed_ND = F.rms_norm(x_ND, (config.hidden_size,), layer.input_norm, eps)
+        qkv = layer.qkv_proj.project(normed_ND, linear).view(num_tokens, num_q + 2 * num_kv, head_dim)
+        if config.has_qk_norm:
+            q_NHC = F.rms_norm(qkv[:, :num_q], (head_dim,), layer.q_norm, eps)
+            k_NKC = F.rms_norm(qkv[:, num_q : num_q + num_kv], (head_dim,), layer.k_norm, eps)
+            q_NHC, k_NKC = rotate(q_NHC, cos_N1C, sin_N1C), rotate(k_NKC, cos_N1C, sin_N1C)
+        else:
+            rotated = rotate(qkv[:, : num_q + num_kv], cos_N1C, sin_N1C)
+            q_NHC, k_NKC = rotated[:, :num_q], rotated[:, num_q:]
+        attended_NHC = attention(index, q_NHC, k_NKC, qkv[:, num_q + num_kv :])
+        x_ND = x_ND + layer.o_proj.project(attended_NHC.reshape(num_tokens, -1), linear)
+        normed_ND = F.rms_norm(x_ND, (config.hidden_size,), layer.post_attention_norm, eps)
+        gate_NF, up_NF = layer.gate_up_proj.project(normed_ND, linear).chunk(2, dim=-1)
+        return x_ND + layer.down_proj.project(F.silu(gate_NF) * up_NF, linear)
 
     def forward(self, token_ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of B sequences of equal length, positions from 0."""
@@ -177,8 +208,8 @@ class Transformer(nn.Module):
         )
         return F.linear(hidden_ND, self.output_weight).view(batch, length, -1)
 
-    def save(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors in the Hugging Face layout, each file atomically."""
+    def save(self, folder: Path | str, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+        """Write config.json and model.safetensors in the Hugging Face layout, each file atomically; adapters merged."""
         from aha.models.checkpoint import save_model  # here: checkpoint imports this module
 
-        save_model(self, folder=Path(folder))
+        save_model(self, folder=Path(folder), dtype=dtype)

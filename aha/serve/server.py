@@ -60,7 +60,7 @@ def run(
             print(f"warning: {ledger.warning}", flush=True)
         folder = hub.resolve(model)
         chat = ChatFormat.load(folder)
-        loaded = load_model(folder, device=device)
+        loaded = load_model(folder, device=device, resolve=hub.resolve)
         engine = Engine(loaded, max_batch_size=MAX_BATCH_SIZE, decode=chat.decode, stop_token_ids=chat.stop_token_ids)
         name = served_name(model)
         keys = (api_key,) if api_key else ()

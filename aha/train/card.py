@@ -6,6 +6,7 @@ from pathlib import Path
 
 from aha.cost.bill import Bill
 from aha.evaluate import EvalResult
+from aha.export import Proof
 from aha.train.run import write_text_atomically
 from aha.train.source import Plan
 
@@ -39,6 +40,10 @@ def write_model_card(
                 f"| {name} | {100 * result.pass_at_1:.1f} % | {interval} | {result.num_problems} held out "
                 f"| {result.mean_tokens:.0f} |"
             )
+    proof = folder / "merge.json"
+    if proof.exists():
+        words = Proof.from_json(proof.read_text(encoding="utf-8")).describe()
+        lines += ["", f"{words[0].upper()}{words[1:]}. The adapter alone lies beside this folder as `adapter/`."]
     protocol = f"temperature {first.eval_temperature}, top-p {first.eval_top_p}, at most {first.max_tokens} tokens"
     lines += [
         "",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -18,8 +19,10 @@ from aha.models.known import KNOWN_CONFIGS, known_config
 from aha.tasks import get_task
 from aha.train.collecting import CollectingConfig
 from aha.train.grpo_config import GRPOConfig
-from aha.train.machines import GPUS, find_machine
-from aha.train.plan import RunShape, describe, plan
+from aha.train.machines import CPU_RUNTIME_BYTES, GIB, GPU_RUNTIME_BYTES, GPUS, find_machine
+from aha.train.plan import four_bit_savings, memory_of, num_trained, peak_bytes, plan
+from aha.train.plan_table import describe
+from aha.train.run_shape import RunShape
 from aha.train.sft import SupervisedConfig
 from aha.train.source import read_source
 from aha.train.stage import StageConfig, TrainingConfig
@@ -54,6 +57,33 @@ def dry_run(source: str, *, overrides: Sequence[str] = ()) -> str:
     return "\n\n".join(parts)
 
 
+class _Kind(NamedTuple):
+    """A machine, as far as memory goes."""
+
+    is_cpu: bool
+    runtime_bytes: int
+
+
+def memory_line(configs: Sequence[StageConfig], *, model: ModelConfig, dtype: DTypeName, is_cpu: bool) -> str:
+    """What a run will hold at its peak, in one line, with what LoRA saves or would save."""
+    kind = _Kind(is_cpu, CPU_RUNTIME_BYTES if is_cpu else GPU_RUNTIME_BYTES)
+
+    def peak(lora_rank: int) -> float:
+        shapes = [_shape(replace(config, lora_rank=lora_rank), dtype=dtype, num_evaluations=2) for config in configs]
+        return max(peak_bytes(memory_of(model, run=shape, machine=kind)) for shape in shapes) / GIB
+
+    rank = configs[0].lora_rank
+    if not rank:
+        would = "" if configs[0].model == "scratch" else f"; with lora_rank=16 {peak(16):.1f} GiB"
+        return f"memory: about {peak(0):.1f} GiB at the peak{would}"
+    trained = num_trained(model, run=_shape(configs[0], dtype=dtype, num_evaluations=0))
+    saved = four_bit_savings(model, dtype=dtype) / GIB
+    return (
+        f"memory: about {peak(rank):.1f} GiB at the peak, {peak(0):.1f} GiB without LoRA; {trained / 1e6:.2f} M "
+        f"parameters are trained; 4-bit base weights (QLoRA) would save {saved:.1f} GiB more, but are not supported"
+    )
+
+
 def _resolve_dtype(config: StageConfig) -> DTypeName:
     is_bfloat16 = choose_dtype(config.dtype, device=torch.device("cpu")) == torch.bfloat16
     return "bfloat16" if is_bfloat16 else "float32"
@@ -70,6 +100,9 @@ def _shape(config: StageConfig, *, dtype: DTypeName, num_evaluations: int) -> Ru
         "steps": config.steps,
         "max_tokens": config.max_tokens,
         "dtype": dtype,
+        "lora_rank": config.lora_rank,
+        "lora_targets": config.lora_targets,
+        "activations": config.activations,
         "micro_batch_tokens": config.micro_batch_tokens if isinstance(config, TrainingConfig) else 1,
         "prompt_tokens": _prompt_tokens(config),
         "num_evaluations": num_evaluations,

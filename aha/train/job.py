@@ -18,7 +18,8 @@ from aha.cost.bill import Bill, BillPhase
 from aha.cost.prices import MachinePrice
 from aha.engine import Engine
 from aha.evaluate import EvalResult, Progress, evaluate
-from aha.models import Transformer
+from aha.models import Transformer, frozen_twin
+from aha.train.adapter import save_weights
 from aha.train.batches import TrainingSequence
 from aha.train.console import Console
 from aha.train.optimizer import Optimizer
@@ -203,7 +204,7 @@ class Job:
     def begin_stage(self, config: StageConfig, *, load_base: Callable[[Transformer], None]) -> None:
         """Make the model what the stage begins with, and keep what the one before left where it is to teach."""
         if config.teacher_is_previous:
-            self.model.save(self.teacher_folder(self.stage_index))
+            save_weights(self.model, self.teacher_folder(self.stage_index))
             self.chat.save(self.teacher_folder(self.stage_index))
         if config.start == "base" and self.stage_index > 0:
             load_base(self.model)
@@ -228,8 +229,9 @@ class Job:
         """A frozen copy of the model as the stage began: what the KL term measures from, also after a resume."""
         folder = self.reference_folder(self.stage_index)
         if first_step == 0:
-            self.model.save(folder)
-        reference = copy.deepcopy(self.model)
+            save_weights(self.model, folder)
+        # With LoRA only the adapters are copied: the base is the same tensors.
+        reference = frozen_twin(self.model) if self.model.lora is not None else copy.deepcopy(self.model)
         load_parameters(reference, folder)
         return reference.requires_grad_(False)
 

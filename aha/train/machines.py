@@ -19,6 +19,8 @@ from aha.errors import ConfigError, unknown_name
 from aha.models import has_fast_bfloat16
 
 GIB = 1 << 30
+CPU_RUNTIME_BYTES = GIB * 3 // 4
+GPU_RUNTIME_BYTES = GIB * 3 // 2
 PROBE_SECONDS = 0.4
 """Of each of the two measurements, after one warm-up product."""
 
@@ -103,7 +105,7 @@ def find_machine(name: str, *, dtype: Literal["float32", "bfloat16"], on: date, 
         training_efficiency=0.30,
         sampling_efficiency=0.40,
         layer_overhead_us=150.0,
-        runtime_bytes=GIB * 3 // 2,
+        runtime_bytes=GPU_RUNTIME_BYTES,
         price=machine_price(price or gpu.price, on=on),
         source="NVIDIA's data sheet",
     )
@@ -121,7 +123,7 @@ def measure_cpu(*, dtype: Literal["float32", "bfloat16"], price: MachinePrice) -
         training_efficiency=0.30,
         sampling_efficiency=0.40,
         layer_overhead_us=60.0,
-        runtime_bytes=GIB * 3 // 4,
+        runtime_bytes=CPU_RUNTIME_BYTES,
         price=price,
         source="measured just now",
     )

@@ -23,7 +23,8 @@ class Optimizer:
 
     def __init__(self, model: Transformer, *, weight_decay: float = 0.0) -> None:
         self._model = model
-        self._parameters = dict(model.named_parameters())
+        # What is frozen, as under LoRA, gets neither masters nor moments.
+        self._parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}
         self._masters = {key: _make_master(p) for key, p in self._parameters.items()}
         groups = [
             {"params": [m for m in self._masters.values() if m.ndim > 1], "weight_decay": weight_decay},

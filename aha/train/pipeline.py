@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,14 +23,18 @@ from aha.evaluate import compare, conversation, load_result, select_problems
 from aha.models import Transformer, build_model, load_model, read_config
 from aha.tasks import Mixture, PythonTask, Split, Table, Task, get_task
 from aha.tasks.rewards import with_rewards
+from aha.train.adapter import begin_lora, prepare_stage
 from aha.train.card import write_model_card
 from aha.train.console import Console
+from aha.train.dry_run import memory_line
 from aha.train.grpo_config import GRPOConfig
 from aha.train.job import EVAL_SEED, Interrupted, Job
 from aha.train.optimizer import Optimizer
+from aha.train.outcome import save_trained_model
 from aha.train.preflight import run_preflight
 from aha.train.run import Checkpoint, Run, describe_run, load_parameters, new_run_folder
-from aha.train.sinks import check_sinks, open_sinks
+from aha.train.session import finishing_step_on_ctrl_c, locked, shown_live, tracked
+from aha.train.sinks import check_sinks
 from aha.train.source import Plan, find_resumable, read_run, read_source
 from aha.train.stage import StageConfig, TrainingConfig, derive_seed
 from aha.train.stages import STAGES
@@ -40,7 +42,6 @@ from aha.train.summary import measure_baselines, summarise
 from aha.types import Problem, SamplingParams
 
 RUNS = Path("runs")
-_LOCK = ".lock"
 SPLITS: tuple[Split, ...] = ("train", "test")
 MAX_CHECKED_PROMPTS = 1000
 MAX_TEMPLATE_TOKENS = 512
@@ -85,7 +86,7 @@ def train(
     price = machine_price(plan.configs[0].price, on=datetime.now(UTC).date())
     _check_lengths(plan, chat=chat, window=model.config.max_position_embeddings)
     folder = folder or _make_folder(plan, out)
-    with _locked(folder):
+    with locked(folder):
         job = Job(
             run=Run(folder),
             model=model,
@@ -95,36 +96,9 @@ def train(
             price=price,
             num_stages=len(plan.configs),
         )
-        with _shown(job, watch_port=watch_port), _tracked(plan, job, track):
+        with shown_live(job, watch_port=watch_port), tracked(plan, job, track):
             _run(plan, job, resume=resume)
     return folder
-
-
-@contextlib.contextmanager
-def _shown(job: Job, *, watch_port: int | None) -> Iterator[None]:
-    """The live report, where it was asked for."""
-    if watch_port is None:
-        yield
-        return
-    with report.serve_live(job.run.folder, port=watch_port) as address:
-        job.console.say(f"live report: {address}")
-        yield
-
-
-@contextlib.contextmanager
-def _tracked(plan: Plan, job: Job, names: Sequence[str]) -> Iterator[None]:
-    """The sinks, where any were asked for."""
-    if not names:
-        yield
-        return
-    saved = job.run.newest_checkpoint()
-    config = {stage.name: dict(stage.values) for stage in plan.recipe.stages}
-    first_step = saved.step if saved else 0
-    job.sinks = open_sinks(names, job.run.folder, config=config, first_step=first_step, say=job.console.say)
-    try:
-        yield
-    finally:
-        job.sinks.close()
 
 
 def _check_lengths(plan: Plan, *, chat: ChatFormat, window: int) -> None:
@@ -166,19 +140,6 @@ def _make_folder(plan: Plan, out: Path | None) -> Path:
     return new_run_folder(out.parent, out.name) if not out.exists() else out
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process per run folder: two would write over each other's checkpoints."""
-    with (folder / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"{folder} is being trained by another process; wait for it, or choose another --out"
-            ) from None
-        yield
-
-
 def _run(plan: Plan, job: Job, *, resume: bool) -> None:
     run, console, first = job.run, job.console, plan.configs[0]
     saved = _saved(plan, job) if resume else None
@@ -190,8 +151,10 @@ def _run(plan: Plan, job: Job, *, resume: bool) -> None:
         f"{run.folder}: {first.task} on {first.model} ({job.model.num_parameters() / 1e6:.1f} M parameters, "
         f"{job.dtype}, {job.model.device})"
     )
+    is_cpu = job.model.device.type == "cpu"
+    console.say(memory_line(plan.configs, model=job.model.config, dtype=job.dtype, is_cpu=is_cpu))
     try:
-        with _finish_step_on_ctrl_c(job):
+        with finishing_step_on_ctrl_c(job):
             _train_stages(plan, job, saved=saved)
             _finish(plan, job)
     except (AhaError, KeyboardInterrupt) as error:
@@ -216,7 +179,9 @@ def _open_model(config: StageConfig) -> tuple[Transformer, ChatFormat]:
     """The model to start from, and how to talk to it."""
     if config.model != "scratch":
         folder = hub.resolve(config.model)
-        return load_model(folder, dtype=config.dtype, device=config.device), ChatFormat.load(folder)
+        model = load_model(folder, dtype=config.dtype, device=config.device, resolve=hub.resolve)
+        begin_lora(model, config, folder=folder)
+        return model, ChatFormat.load(folder)
     if not config.architecture:
         raise ConfigError('model = "scratch" needs architecture = a folder with config.json and tokenizer.json')
     folder = hub.resolve(config.architecture)
@@ -293,6 +258,7 @@ def _train_stages(plan: Plan, job: Job, *, saved: Checkpoint | None) -> None:
         is_resumed = saved is not None and index == first_stage
         if not is_resumed:
             job.begin_stage(config, load_base=partial(_load_base, plan.configs[0]))
+        prepare_stage(job.model, config)
         optimizer = None
         if isinstance(config, TrainingConfig):
             optimizer = Optimizer(job.model, weight_decay=config.weight_decay)
@@ -345,8 +311,7 @@ def _finish(plan: Plan, job: Job) -> None:
     first, last = plan.configs[0], plan.configs[-1]
     run = job.run
     # First of all: whatever comes next may fail, and the model is what the time was spent on.
-    job.model.save(run.model_folder)
-    job.chat.save(run.model_folder)
+    save_trained_model(job, first)
     before = after = None
     gain = None
     if first.eval_problems:
@@ -376,24 +341,3 @@ def _finish(plan: Plan, job: Job) -> None:
     run.write_json("run.json", describe_run("finished"))
     report.write(run.folder)
     job.console.summary(summarise(run.folder, bill=bill))
-
-
-@contextlib.contextmanager
-def _finish_step_on_ctrl_c(job: Job) -> Iterator[None]:
-    """The first Ctrl-C lets the step in hand finish and be saved; the second one stops at once."""
-
-    def on_signal(number: int, frame: object) -> None:
-        if job.is_interrupted:
-            raise KeyboardInterrupt
-        job.is_interrupted = True
-        job.console.say("stopping after this step; press Ctrl-C again to stop at once")
-
-    try:
-        previous = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # not the main thread: there Ctrl-C is somebody else's business
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -7,68 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from aha.errors import ConfigError
 from aha.models import ModelConfig, build_model
 from aha.models.attention import MAX_PADDED_RATIO, MAX_PLAIN_LENGTH
 from aha.train.logprobs import CHUNK_ELEMENTS
 from aha.train.machines import GIB, GPUS, Machine
+from aha.train.run_shape import RunShape
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 CACHE_QUANTUM = 32
 """Positions that a cache's capacity is a multiple of (aha.engine.cache)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunShape:
-    """The settings of a stage that decide what it needs."""
-
-    stage: Literal["sft", "grpo", "rejection"]
-    steps: int
-    prompts_per_step: int
-    """Prompts (P) of a GRPO step, examples of an SFT step."""
-    max_tokens: int
-    """Most tokens of a completion."""
-    dtype: Literal["float32", "bfloat16"]
-    """What the model computes in."""
-    group_size: int = 1
-    """Completions per prompt (G)."""
-    prompt_tokens: int = 128
-    """Tokens of a prompt, chat template included."""
-    mean_tokens: int = 0
-    """Tokens of an average completion; 0 takes `max_tokens`, which bounds time and cost from above."""
-    micro_batch_tokens: int = 4096
-    refill_budget: float = 0.0
-    """Further prompts sampled, as a share of `prompts_per_step`; the plan takes all of them."""
-    kl_coef: float = 0.0
-    """Above 0 a reference model lies in memory too."""
-    num_evaluations: int = 2
-    eval_problems: int = 500
-    """Problems of each evaluation."""
-    max_batch_size: int = 512
-    """Completions that the engine runs at once."""
-    max_cached_tokens: int = 262_144
-    """Positions that the engine's cache may hold."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "max_tokens", "group_size", "prompt_tokens", "micro_batch_tokens",
-                     "max_batch_size", "max_cached_tokens"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.mean_tokens <= self.max_tokens:
-            raise ConfigError(f"mean_tokens must be from 0 to max_tokens {self.max_tokens}, got {self.mean_tokens}")
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens of an average completion."""
-        return self.mean_tokens or self.max_tokens
-
-    @property
-    def longest_sequence(self) -> int:
-        return self.prompt_tokens + self.max_tokens
 
 
 class MemoryItem(NamedTuple):
@@ -89,7 +41,7 @@ class TimeItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `describe` prints."""
+    """What `aha.train.plan_table.describe` prints."""
 
     config: ModelConfig
     run: RunShape
@@ -104,8 +56,7 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        total = {phase: sum(i.num_bytes for i in self.memory if i.phase == phase) for phase in _PHASES}
-        return total["always"] + max(total["sampling"], total["training"])
+        return peak_bytes(self.memory)
 
     @property
     def fits(self) -> bool:
@@ -120,7 +71,12 @@ class Plan:
         return self.seconds / 3600 * self.machine.price.usd_per_hour
 
 
-_PHASES = ("always", "sampling", "training")
+def peak_bytes(memory: Sequence[MemoryItem]) -> int:
+    """The most that lies in memory at once."""
+    total = {
+        phase: sum(i.num_bytes for i in memory if i.phase == phase) for phase in ("always", "sampling", "training")
+    }
+    return total["always"] + max(total["sampling"], total["training"])
 
 
 def plan(config: ModelConfig, *, run: RunShape, machine: Machine) -> Plan:
@@ -135,17 +91,17 @@ def plan(config: ModelConfig, *, run: RunShape, machine: Machine) -> Plan:
             f"{config.max_position_embeddings} tokens; lower max_tokens"
         )
     num_completions = run.steps * run.prompts_per_step * run.group_size
-    num_sampled = num_completions * (1 + run.refill_budget) if run.stage == "grpo" else 0
+    num_sampled = num_completions * (1 + run.refill_budget) if run.is_sampled else 0
     num_evaluated = run.num_evaluations * run.eval_problems
     result = Plan(
         config=config,
         run=run,
         machine=machine,
         num_parameters=_count(config).total,
-        memory=_memory(config, run, machine),
+        memory=memory_of(config, run=run, machine=machine),
         time=_time(config, run, machine),
         num_sampled_tokens=round((num_sampled + num_evaluated) * run.completion_tokens),
-        num_trained_tokens=num_completions * run.completion_tokens,
+        num_trained_tokens=num_completions * run.completion_tokens * run.is_trained,
         advice=(),
     )
     return result if result.fits else dataclasses.replace(result, advice=_advice(result))
@@ -167,24 +123,41 @@ def _count(config: ModelConfig) -> _Sizes:
     return _Sizes(body, config.vocab_size * config.hidden_size, model.num_parameters())
 
 
-def _memory(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[MemoryItem, ...]:
+class HasMemory(Protocol):
+    """What a machine's kind decides about memory."""
+
+    @property
+    def is_cpu(self) -> bool: ...
+
+    @property
+    def runtime_bytes(self) -> int: ...
+
+
+def memory_of(config: ModelConfig, *, run: RunShape, machine: HasMemory) -> tuple[MemoryItem, ...]:
+    """What lies in memory, and when."""
     size, num_bytes = _count(config), _BYTES[run.dtype]
+    trained = num_trained(config, run=run)
     items = [
         MemoryItem("Python and libraries", machine.runtime_bytes, "always"),
         MemoryItem(f"weights ({run.dtype})", size.total * num_bytes, "always"),
-        MemoryItem("Adam moments (float32)", size.total * 8, "always"),
-        MemoryItem("gradients (float32)", size.total * 4, "training"),
+        MemoryItem("Adam moments (float32)", trained * 8, "always"),
+        MemoryItem("gradients (float32)", trained * 4, "training"),
         MemoryItem(
             "activations of a micro-batch", activation_bytes(config, run=run, is_cpu=machine.is_cpu), "training"
         ),
-        # float32 logits of a chunk, its probabilities and a cast of either; the head's gradient in float32 and cast.
-        MemoryItem("logits chunk and head's gradient", 12 * CHUNK_ELEMENTS + size.head * (4 + num_bytes), "training"),
+        # float32 logits of a chunk, its probabilities and a cast of either.
+        MemoryItem("logits chunk", 12 * CHUNK_ELEMENTS, "training"),
     ]
+    if run.lora_rank:
+        items.append(MemoryItem(f"LoRA adapters ({run.dtype})", trained * num_bytes, "always"))
+    else:
+        items.append(MemoryItem("head's gradient (float32, and cast)", size.head * (4 + num_bytes), "training"))
     if run.dtype == "bfloat16":
-        items.append(MemoryItem("masters (float32)", size.total * 4, "always"))
+        items.append(MemoryItem("masters (float32)", trained * 4, "always"))
     if run.kl_coef > 0 and run.stage == "grpo":
-        items.append(MemoryItem(f"reference model ({run.dtype})", size.total * num_bytes, "always"))
-    if run.stage == "grpo" or run.num_evaluations > 0:
+        # With LoRA the reference is the same base with adapters of its own.
+        items.append(MemoryItem(f"reference model ({run.dtype})", trained * num_bytes, "always"))
+    if run.is_sampled or run.num_evaluations > 0:
         items.append(MemoryItem("key/value cache of rollouts", cache_bytes(config, run=run), "always"))
         # A row's logits, and float32 copies while it is drawn from.
         logits_bytes = _num_rows(run) * config.vocab_size * (num_bytes + 8)
@@ -192,6 +165,8 @@ def _memory(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[Memor
         items.append(MemoryItem("prompts computed at once", prefill_bytes(config, run=run), "sampling"))
         if machine.is_cpu:
             items.append(MemoryItem("packed weights", (size.body + size.head) * num_bytes, "sampling"))
+    if not run.is_trained:
+        items = [item for item in items if item.phase != "training" and item.num_bytes]
     return tuple(items)
 
 
@@ -209,15 +184,36 @@ def activation_bytes(config: ModelConfig, *, run: RunShape, is_cpu: bool) -> int
     per_layer = 4 * width + seen * qkv + max(weights, seen * attended) + attended + 4 * config.intermediate_size
     if config.has_qk_norm:
         per_layer += qkv + attended + kv_heads * head_dim  # q and k before their norms, and contiguous copies of them
-    per_token = config.num_layers * per_layer + 3 * width + 2 * head_dim
+    per_layer += 7 * run.lora_rank  # x A of q, k, v, o, gate, up and down
+    # Recomputed, each layer keeps its input, and one layer at a time the rest.
+    per_layers = config.num_layers * width + per_layer if run.recomputes else config.num_layers * per_layer
+    per_token = per_layers + 3 * width + 2 * head_dim
     # A sequence longer than the micro-batch is computed alone and whole.
     num_tokens = max(run.micro_batch_tokens, run.longest_sequence)
     return int(num_tokens * per_token) * _BYTES[run.dtype]
 
 
+def num_trained(config: ModelConfig, *, run: RunShape) -> int:
+    """Parameters that have gradients: all of them, or those of the adapters; none where data is only collected."""
+    if not run.is_trained:
+        return 0
+    if not run.lora_rank:
+        return _count(config).total
+    width, head_dim, hidden = config.hidden_size, config.head_dim, config.intermediate_size
+    attended, kv = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    per_rank = {"attention": 4 * width + 2 * attended + 2 * kv, "mlp": 3 * width + 3 * hidden}
+    chosen = per_rank.values() if run.lora_targets == "all_linear" else (per_rank[run.lora_targets],)
+    return config.num_layers * run.lora_rank * sum(chosen)
+
+
+def four_bit_savings(config: ModelConfig, *, dtype: Literal["float32", "bfloat16"]) -> int:
+    """Bytes that the layers' matrices would take less as NF4 with quantised scales (QLoRA, arXiv:2305.14314 §3)."""
+    return int(_count(config).body * (_BYTES[dtype] - 4.127 / 8))
+
+
 def _num_rows(run: RunShape) -> int:
     """Completions that the engine runs at once."""
-    wanted = run.prompts_per_step * run.group_size if run.stage == "grpo" else 0
+    wanted = run.prompts_per_step * run.group_size if run.is_sampled else 0
     if run.num_evaluations:
         wanted = max(wanted, run.eval_problems)
     return max(1, min(wanted, run.max_batch_size, run.max_cached_tokens // run.longest_sequence))
@@ -242,8 +238,10 @@ def _round_up(columns: int) -> int:
 
 def _time(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[TimeItem, ...]:
     num_completions = run.steps * run.prompts_per_step * run.group_size
-    items = [TimeItem("training", num_completions * training_flops(config, run=run) / _speed(machine))]
-    if run.stage == "grpo":
+    items = []
+    if run.is_trained:
+        items.append(TimeItem("training", num_completions * training_flops(config, run=run) / _speed(machine)))
+    if run.is_sampled:
         num_prompts = run.steps * run.prompts_per_step * (1 + run.refill_budget)
         seconds = _sampling_seconds(config, run, machine, num_prompts=num_prompts, group_size=run.group_size)
         items.insert(0, TimeItem("sampling", seconds))
@@ -270,7 +268,13 @@ def training_flops(config: ModelConfig, *, run: RunShape) -> float:
     num_sharing = max(1, min(run.group_size, run.micro_batch_tokens // num_tokens))
     num_computed = run.prompt_tokens / num_sharing + run.completion_tokens
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * num_tokens / 2
-    flops = num_computed * 6 * size.body + num_tokens * attention + run.completion_tokens * 8 * size.head
+    # LoRA has no gradients of the large matrices, but its own small products; recomputing is one more forward pass.
+    body, head = (4 * size.body + 6 * num_trained(config, run=run), 6 * size.head) if run.lora_rank else (
+        6 * size.body, 8 * size.head
+    )  # fmt: skip
+    if run.recomputes:
+        body, attention = body + 2 * size.body, attention * 4 / 3
+    flops = num_computed * body + num_tokens * attention + run.completion_tokens * head
     if run.kl_coef > 0 and run.stage == "grpo":
         flops += num_computed * 2 * size.body + num_tokens * attention / 3 + run.completion_tokens * 2 * size.head
     return flops
@@ -309,6 +313,10 @@ def _advice(unfit: Plan) -> tuple[str, ...]:
     for tokens in _halvings(run.max_tokens, least=64):
         micro_batch_tokens = min(run.micro_batch_tokens, run.prompt_tokens + tokens)
         changes.append(({"max_tokens": tokens, "micro_batch_tokens": micro_batch_tokens}, "shorter thinking"))
+    if not run.recomputes:
+        changes.append(({"activations": "recompute"}, "same result, a third more work"))
+    if not run.lora_rank:
+        changes.append(({"lora_rank": 16}, "trains an adapter beside the frozen model"))
     chosen: dict[str, str] = {}
     for change, effect in changes:
         if effect not in chosen and _fits(unfit, change):
@@ -324,7 +332,7 @@ def _halvings(value: int, *, least: int) -> Iterator[int]:
 def _fits(unfit: Plan, change: dict[str, Any]) -> bool:
     mean_tokens = min(unfit.run.mean_tokens, change.get("max_tokens", unfit.run.max_tokens))
     run = dataclasses.replace(unfit.run, mean_tokens=mean_tokens, **change)
-    return dataclasses.replace(unfit, run=run, memory=_memory(unfit.config, run, unfit.machine)).fits
+    return dataclasses.replace(unfit, run=run, memory=memory_of(unfit.config, run=run, machine=unfit.machine)).fits
 
 
 def _machines_advice(unfit: Plan, *, has_change: bool) -> tuple[str, ...]:
@@ -336,41 +344,3 @@ def _machines_advice(unfit: Plan, *, has_change: bool) -> tuple[str, ...]:
     return (
         f"{needed}; {machines}" if enough else f"{needed}, and no machine listed here holds it; use a smaller model",
     )
-
-
-def describe(plan: Plan) -> str:
-    """The plan as a table for a terminal."""
-    run, machine, config = plan.run, plan.machine, plan.config
-    each = f" x {run.group_size}" if run.stage == "grpo" else ""
-    title = (
-        f"{run.stage} on {config.model_type} with {plan.num_parameters:,} parameters: {run.steps} steps of "
-        f"{run.prompts_per_step}{each} sequences, at most {run.prompt_tokens} + {run.max_tokens} tokens each"
-    )
-    cost = (
-        f"cost  ${plan.cost_usd:.2f} at ${machine.price.usd_per_hour:g} an hour ({machine.price.price_id}), for "
-        f"{plan.num_sampled_tokens:,} tokens sampled and {plan.num_trained_tokens:,} trained"
-    )
-    lines = [title, "", f"memory{'GiB':>42}"]
-    remarks = {"always": "", "sampling": "  while sampling", "training": "  while training"}
-    lines += [f"  {i.name:<36}{i.num_bytes / GIB:>10.2f}{remarks[i.phase]}" for i in plan.memory]
-    verdict = "fits" if plan.fits else "does NOT fit"
-    lines.append(f"  {'peak':<36}{plan.peak_bytes / GIB:>10.2f}  {verdict} in {machine.memory_bytes / GIB:.1f} GiB")
-    lines += [f"  to make it fit: {words}" for words in plan.advice]
-    lines += ["", f"time{'hours':>44}"]
-    lines += [f"  {item.name:<36}{item.seconds / 3600:>10.2f}" for item in plan.time]
-    lines.append(f"  {'total':<36}{plan.seconds / 3600:>10.2f}")
-    lines += ["", cost, "", *_assumptions(plan)]
-    return "\n".join(lines)
-
-
-def _assumptions(plan: Plan) -> list[str]:
-    run, machine = plan.run, plan.machine
-    length = f"{run.mean_tokens} tokens on average" if run.mean_tokens else "max_tokens long, so these are upper bounds"
-    speed = f"{machine.teraflops:.3g} TFLOP/s in {run.dtype}, {machine.memory_gb_per_second:.4g} GB/s"
-    shares = f"training reaches {machine.training_efficiency:.0%} of that, sampling {machine.sampling_efficiency:.0%}"
-    return [
-        f"assumed  {machine.name}: {speed} ({machine.source})",
-        f"         {shares}; {machine.layer_overhead_us:g} us a layer in each decoding step",
-        f"         prompts of {run.prompt_tokens} tokens; completions {length}",
-        f"         price: {machine.price.source}",
-    ]

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from aha.chat import ChatFormat
 from aha.errors import DataError, ModelError
 from aha.models import Transformer
+from aha.train.adapter import load_adapter, save_weights
 from aha.train.optimizer import Optimizer
 
 FORMAT_VERSION = 1
@@ -118,7 +119,7 @@ class Run:
         try:
             with _writing(final):
                 temporary.mkdir(parents=True)
-                model.save(temporary)
+                save_weights(model, temporary)
                 if chat is not None:
                     chat.save(temporary)
                 state_tensors = optimizer.state_tensors() if optimizer is not None else {}
@@ -182,9 +183,12 @@ class Run:
 
 
 def load_parameters(model: Transformer, folder: Path) -> None:
-    """Copy the weights of a folder into a model of the same shape."""
+    """Copy the weights of a folder into a model of the same shape; with LoRA, those of its adapter."""
     from aha.models import load_model
 
+    if model.lora is not None:
+        load_adapter(model, folder)
+        return
     dtype = "bfloat16" if str(model.dtype) == "torch.bfloat16" else "float32"
     loaded = dict(load_model(folder, dtype=dtype, device="cpu").named_parameters())  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():

@@ -23,10 +23,10 @@ from aha.train.stage import StageConfig
 from aha.train.stages import STAGES
 
 KINDS: Mapping[str, type[StageConfig]] = {kind: stage.config for kind, stage in STAGES.items()}
-OF_THE_RUN = ("model", "architecture", "dtype", "device", "price")
+OF_THE_RUN = ("model", "architecture", "dtype", "device", "price", "lora_rank", "lora_alpha", "lora_targets")
 """What the first stage decides for the whole run: later stages train what the one before left."""
 FIXED_BY_THE_START = ("task", "model", "architecture", "dtype", "seed", "max_tokens", "eval_problems",
-                      "eval_temperature", "eval_top_p")  # fmt: skip
+                      "eval_temperature", "eval_top_p", "lora_rank", "lora_alpha", "lora_targets")  # fmt: skip
 """What a resumed run cannot change: its checkpoint or its evaluation before training would not fit any more."""
 
 

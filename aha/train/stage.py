@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aha.errors import ConfigError
+from aha.models import LoraTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,15 @@ class StageConfig:
     """What the model computes in; "auto" is bfloat16 where the processor has it. Masters are always float32."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
+    lora_rank: int = 0
+    """Rank of trainable matrices beside the frozen ones (LoRA); 0 trains the model itself."""
+    lora_alpha: float = 32.0
+    """The adapter's product is multiplied by lora_alpha / lora_rank."""
+    lora_targets: LoraTargets = "all_linear"
+    """Which matrices of every layer get an adapter."""
+    activations: Literal["auto", "keep", "recompute"] = "auto"
+    """"recompute" keeps each layer's input only and computes the rest again: less memory, a third more work, the same
+    result; "auto" does so with LoRA."""
     seed: int = 0
     """Every draw of the run follows from it."""
     checkpoint_every: int = 20
@@ -46,8 +56,11 @@ class StageConfig:
     """Id in the price book of what an hour of this machine costs."""
 
     def __post_init__(self) -> None:
-        self._check_least(steps=1, checkpoint_every=1, eval_every=0, eval_problems=0, max_tokens=1, seed=0)
+        self._check_least(steps=1, checkpoint_every=1, eval_every=0, eval_problems=0, max_tokens=1, seed=0, lora_rank=0)
+        if self.lora_rank and self.model == "scratch":
+            raise ConfigError('lora_rank needs a base whose weights stay as they are; model = "scratch" has none')
         self._check_rules(
+            ("lora_alpha", self.lora_alpha > 0, "above 0"),
             ("eval_temperature", 0 <= self.eval_temperature <= 10, "between 0 and 10"),
             ("eval_top_p", 0 < self.eval_top_p <= 1, "above 0 and at most 1"),
         )
@@ -73,6 +86,11 @@ class StageConfig:
         for name, is_ok, rule in rules:
             if not is_ok:
                 raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+
+    @property
+    def recomputes_activations(self) -> bool:
+        """What `activations` means here."""
+        return self.activations == "recompute" or (self.activations == "auto" and self.lora_rank > 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,8 @@ def open_teacher(config: DistillConfig, job: Job) -> Iterator[Teacher]:
             yield EndpointTeacher(client)
         return
     folder = job.teacher_folder(job.stage_index) if config.teacher_is_previous else hub.resolve(config.teacher)
-    model = load_model(folder, dtype=job.dtype, device=str(job.model.device)).requires_grad_(False)
+    model = load_model(folder, dtype=job.dtype, device=str(job.model.device), resolve=hub.resolve)
+    model.requires_grad_(False)
     chat = ChatFormat.load(folder)
     engine = Engine(model, decode=chat.decode, stop_token_ids=chat.stop_token_ids)
     name = "the model before this stage" if config.teacher_is_previous else config.teacher

@@ -162,8 +162,8 @@ def test_card_says_what_the_weights_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arch": "gemma"}, "unknown GGUF architecture 'gemma'; choose from: llama"),
-        ({"pre": "qwen2"}, "unknown GGUF pre-tokenizer 'qwen2'; choose from: gpt-2, smollm"),
+        ({"arch": "gemma"}, "unknown GGUF architecture 'gemma'; choose from: llama, qwen2, qwen3"),
+        ({"pre": "falcon"}, "unknown GGUF pre-tokenizer 'falcon'; choose from: gpt-2, llama-bpe, qwen2, smollm"),
         ({"extra": True}, "tensor 'rope_freqs.weight' has no place"),
     ],
 )

@@ -42,6 +42,14 @@ GOOD_TOKEN = LIKELY + 2
 MakeModel = Callable[..., Transformer]
 
 
+CLOCK = {
+    "time_seconds", "wall_seconds", "cost_usd", "tokens_per_second", "rollout_tokens_per_second",
+    "train_tokens_per_second", "mfu", "rollout_seconds", "train_seconds", "other_seconds", "peak_memory_bytes",
+    "scoring_seconds",
+}  # fmt: skip
+"""Keys of metrics.jsonl that no two runs share."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FirstToken:
     """Reward 1 when the completion begins with the digit 2, which the base model does one time in seven."""

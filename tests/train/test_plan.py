@@ -16,12 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from aha.cost.prices import machine_price
 from aha.engine.cache import LENGTH_QUANTUM, KeyValueCache
 from aha.errors import ConfigError
-from aha.models import ModelConfig, build_model
+from aha.models import LoraTargets, ModelConfig, attach_lora, build_model, num_trainable
 from aha.models.known import known_config
 from aha.train.batches import TrainingSequence, pack
 from aha.train.logprobs import token_logprobs
 from aha.train.machines import GIB, GPUS, Machine, choose_plan_dtype, find_machine, measure_cpu
-from aha.train.plan import CACHE_QUANTUM, Plan, RunShape, activation_bytes, cache_bytes, describe, plan, training_flops
+from aha.train.plan import CACHE_QUANTUM, Plan, activation_bytes, cache_bytes, num_trained, plan, training_flops
+from aha.train.plan_table import describe
+from aha.train.run_shape import RunShape
 
 ON = date(2026, 6, 1)
 QWEN = known_config("Qwen/Qwen2.5-1.5B-Instruct")
@@ -197,15 +199,59 @@ def test_following_the_advice_makes_it_fit(changes: dict[str, Any]) -> None:
         if advice.startswith("unchanged"):
             continue
         settings = dict(word.split("=") for word in advice.split(" (")[0].split())
-        values = {k: v if k == "dtype" else float(v) if k == "kl_coef" else int(v) for k, v in settings.items()}
+        words = ("dtype", "activations")
+        values = {k: v if k in words else float(v) if k == "kl_coef" else int(v) for k, v in settings.items()}
         assert plan(QWEN, run=dataclasses.replace(run, **values), machine=unfit.machine).fits, advice
+
+
+@pytest.mark.parametrize(("rank", "targets"), [(8, "all_linear"), (3, "attention"), (5, "mlp")])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_adapters_are_as_large_as_those_that_are_attached(family: str, rank: int, targets: LoraTargets) -> None:
+    config = dataclasses.replace(SMALL, model_type=family, num_kv_heads=1, head_dim=24)
+    model = build_model(config, dtype="float32", device="cpu")
+    model.initialise(seed=0)
+    attach_lora(model, rank=rank, alpha=8.0, targets=targets)
+    assert num_trained(config, run=changed(lora_rank=rank, lora_targets=targets)) == num_trainable(model)
+    assert num_trained(config, run=RUN) == build_model(config, device="meta").num_parameters()
+
+
+def test_lora_has_neither_masters_nor_moments_nor_a_head_gradient_of_the_base() -> None:
+    full, lora = (plan(QWEN, run=changed(lora_rank=rank, kl_coef=0.1), machine=H100) for rank in (0, 16))
+    for name in ("Adam", "gradients", "masters", "reference"):
+        assert gib_of(lora, name) < 0.02 * gib_of(full, name), name
+    assert gib_of(lora, "weights") == gib_of(full, "weights")
+    assert gib_of(full, "head's gradient") > 0
+    assert gib_of(lora, "head's gradient") == 0
+    assert gib_of(lora, "activations") < 0.3 * gib_of(full, "activations"), "recomputed"
+    kept = plan(QWEN, run=changed(lora_rank=16, activations="keep"), machine=H100)
+    assert gib_of(kept, "activations") > gib_of(full, "activations")
+
+
+def test_work_with_frozen_matrices_is_what_pytorch_counts() -> None:
+    model = build_model(SMALL, dtype="float32", device="cpu")
+    model.initialise(seed=0)
+    attach_lora(model, rank=4, alpha=8.0)
+    batch = pack(make_sequences(1, group_size=1, prompt_tokens=40, max_tokens=100))
+    for activations in ("keep", "recompute"):
+        model.activations = activations
+        with FlopCounterMode(display=False) as counter:
+            token_logprobs(model, batch).logprobs_M.sum().backward()
+        counts = counter.get_flop_counts()["Global"]
+        products = sum(n for operator, n in counts.items() if str(operator).startswith(("aten.mm", "aten.addmm")))
+        run = changed(prompt_tokens=40, max_tokens=100, group_size=1, lora_rank=4, activations=activations)
+        attention = 12 * SMALL.num_layers * SMALL.num_heads * SMALL.head_dim * 140 * 140 / 2
+        planned = training_flops(SMALL, run=run) - attention * (4 / 3 if activations == "recompute" else 1)
+        # The first layer's input needs no gradient, which saves a part that grows small with depth.
+        assert planned == pytest.approx(products, rel=0.06)
 
 
 def test_advice_names_a_larger_machine_when_no_setting_helps() -> None:
     unfit = plan(QWEN, run=RUN, machine=cramped(H100, 8))
     assert unfit.advice[0].startswith("no setting makes it fit in 8 GiB; unchanged on another machine: h100")
     seven = plan(known_config("Qwen/Qwen2.5-7B-Instruct"), run=changed(micro_batch_tokens=32_768), machine=H100)
-    assert seven.advice == (
+    assert seven.advice == ("lora_rank=16 (trains an adapter beside the frozen model)",)
+    many = dataclasses.replace(seven.config, num_layers=300)
+    assert plan(many, run=RUN, machine=H100).advice == (
         "no setting makes it fit in 79 GiB, and no machine listed here holds it; use a smaller model",
     )
 

@@ -15,6 +15,7 @@ import pytest
 
 from aha.train import train
 from aha.train.run import list_checkpoints
+from tests.train.conftest import CLOCK
 
 HEAD = """
 model = {base}
@@ -140,11 +141,6 @@ num_samples = 2
 """
 )
 RECIPES = {"two_stages": TWO_STAGES, "grpo_alone": GRPO_ALONE, "r1": R1, "distill": DISTILL}
-CLOCK = {
-    "time_seconds", "wall_seconds", "cost_usd", "tokens_per_second", "rollout_tokens_per_second",
-    "train_tokens_per_second", "mfu", "rollout_seconds", "train_seconds", "other_seconds", "peak_memory_bytes",
-    "scoring_seconds",
-}  # fmt: skip
 
 
 class Runs:

@@ -1,0 +1,229 @@
+"""A model and its tokenizer, written as a GGUF file for llama.cpp and its kin.
+
+Names and layouts: llama.cpp's convert_hf_to_gguf.py. What it writes is read back by aha.models.gguf.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quantize
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from aha.errors import ModelError, unknown_name
+from aha.models.checkpoint import merged_tensors
+from aha.models.gguf import (
+    ARCHITECTURES,
+    CONTROL,
+    LAYER_NAMES,
+    SPLITTERS,
+    TOP_NAMES,
+    USER_DEFINED,
+    assemble_tokenizer,
+)
+from aha.models.transformer import Transformer
+
+GGUF_KINDS: dict[str, GGMLQuantizationType] = {
+    "f32": GGMLQuantizationType.F32,
+    "f16": GGMLQuantizationType.F16,
+    "bf16": GGMLQuantizationType.BF16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+}
+"""How matrices are stored; norms and biases are always float32."""
+_FILE_TYPES = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "bf16": LlamaFileType.MOSTLY_BF16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+}
+_NORMAL, _UNUSED = 1, 5
+_PROBES = (
+    "What is 12 + 345 = 6789? 1234567, 3.14159, 1e-5 and 0x1F.",
+    "don't they're WE'LL\n\n  def f(x):\n\treturn x  # déjà vu\r\n\n",
+    "日本語 🙂 ﬁ naïve Straße, café  two  spaces   three",
+    " leading, trailing ",
+    "<think>a</think> <|im_start|>user\nhi<|im_end|>",
+)
+
+
+class Vocabulary(NamedTuple):
+    """What a GGUF file says about a tokenizer."""
+
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    splitter: str
+    """Name in SPLITTERS."""
+    special_ids: dict[str, int]
+    """"bos", "eos", "pad" and "unk", as far as there are any."""
+    chat_template: str
+
+
+def write_gguf(model: Transformer, path: Path, *, tokenizer_folder: Path, kind: str, name: str) -> None:
+    """Write one GGUF file; adapters are merged in float32 first.
+
+    Args:
+        tokenizer_folder: a Hugging Face folder with tokenizer.json and what belongs to it.
+        kind: name in GGUF_KINDS.
+        name: of the model, for the file's metadata.
+
+    Raises:
+        ModelError: the model or its tokenizer cannot be told in GGUF without changing what they do.
+    """
+    if kind not in GGUF_KINDS:
+        raise ModelError(unknown_name("gguf type", kind, GGUF_KINDS))
+    config = model.config
+    _refuse_what_gguf_cannot_say(model)
+    vocabulary = read_vocabulary(tokenizer_folder, size=config.vocab_size, eos_ids=config.eos_token_ids)
+    writer = GGUFWriter(path, config.model_type)
+    writer.add_name(name)
+    writer.add_file_type(_FILE_TYPES[kind])
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    _add_vocabulary(writer, vocabulary, bos=config.bos_token_id)
+    for gguf_name, values in _gguf_tensors(model):
+        stored = GGUF_KINDS[kind] if values.ndim == 2 else GGMLQuantizationType.F32
+        if stored is GGMLQuantizationType.Q8_0 and values.shape[1] % 32:
+            stored = GGMLQuantizationType.F16  # blocks of 32 do not fit into its rows
+        writer.add_tensor(gguf_name, quantize(values, stored), raw_dtype=stored)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _refuse_what_gguf_cannot_say(model: Transformer) -> None:
+    config = model.config
+    problem = ""
+    if config.model_type not in ARCHITECTURES:
+        problem = unknown_name("GGUF architecture", config.model_type, ARCHITECTURES)
+    elif config.rope_scaling is not None:
+        problem = "its rotary scaling is not written to gguf files yet"
+    elif config.has_output_bias or config.has_mlp_bias or config.has_qkv_bias != (config.model_type == "qwen2"):
+        problem = f"its biases are not those of a plain {config.model_type} model"
+    if problem:
+        raise ModelError(f"the model cannot be written as gguf: {problem}; export it with --to hf")
+
+
+def _gguf_tensors(model: Transformer) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """(llama.cpp's name, float32 values in llama.cpp's order of rows)."""
+    config = model.config
+    names = {theirs: ours for ours, theirs in TOP_NAMES.items()}
+    layer_names = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads} if config.model_type == "llama" else {}
+    for hf_name, tensor in merged_tensors(model):
+        values: NDArray[np.float32] = tensor.float().cpu().numpy()
+        if hf_name in names:
+            yield names[hf_name], values
+            continue
+        _, _, index, rest = hf_name.split(".", 3)
+        module, _, suffix = rest.rpartition(".")
+        name = layer_names[module]
+        if name in heads:
+            # llama.cpp rotates neighbours, transformers rotates halves.
+            halves = values.reshape(heads[name], 2, len(values) // heads[name] // 2, values.shape[1])
+            values = halves.swapaxes(1, 2).reshape(values.shape)
+        yield f"blk.{index}.{name}.{suffix}", np.ascontiguousarray(values)
+
+
+def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, *, bos: int | None) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.splitter)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    ids = vocabulary.special_ids if bos is None else {"bos": bos, **vocabulary.special_ids}
+    setters = {
+        "bos": writer.add_bos_token_id,
+        "eos": writer.add_eos_token_id,
+        "pad": writer.add_pad_token_id,
+        "unk": writer.add_unk_token_id,
+    }
+    for short, token_id in ids.items():
+        setters[short](token_id)
+    writer.add_add_bos_token(False)  # the chat template writes it where the model wants one
+    if vocabulary.chat_template:
+        writer.add_chat_template(vocabulary.chat_template)
+
+
+def read_vocabulary(folder: Path, *, size: int, eos_ids: tuple[int, ...]) -> Vocabulary:
+    """What a Hugging Face tokenizer is in llama.cpp's words; found by trying, and checked on probe texts.
+
+    Raises:
+        ModelError: not a byte-level BPE, or one that cuts text in a way that llama.cpp has no name for.
+    """
+    spec = _read_json(folder / "tokenizer.json")
+    settings = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    model, added = spec.get("model") or {}, spec.get("added_tokens") or []
+    if model.get("type", "BPE") != "BPE" or (spec.get("decoder") or {}).get("type") != "ByteLevel":
+        raise ModelError(f"{folder / 'tokenizer.json'} is not a byte-level BPE, the only kind that gguf export writes")
+    ids: dict[str, int] = {**model["vocab"], **{token["content"]: int(token["id"]) for token in added}}
+    by_id = {token_id: token for token, token_id in ids.items()}
+    if max(by_id) >= size:
+        raise ModelError(f"{folder / 'tokenizer.json'} has token ids up to {max(by_id)}, the model knows {size}")
+    kinds = {int(token["id"]): CONTROL if token.get("special") else USER_DEFINED for token in added}
+    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
+    types = [kinds.get(i, _NORMAL if i in by_id else _UNUSED) for i in range(size)]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    special = {short: _token_id(settings.get(f"{short}_token"), ids=ids) for short in ("bos", "eos", "pad", "unk")}
+    if eos_ids:
+        special["eos"] = eos_ids[0]
+    template_file = folder / "chat_template.jinja"
+    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else settings.get("chat_template")
+    return Vocabulary(
+        tokens=tokens,
+        types=types,
+        merges=merges,
+        splitter=_find_splitter(folder, spec=spec, tokens=tokens, merges=merges, types=types),
+        special_ids={short: token_id for short, token_id in special.items() if token_id is not None},
+        chat_template=template if isinstance(template, str) else "",
+    )
+
+
+def _find_splitter(
+    folder: Path, *, spec: dict[str, Any], tokens: list[str], merges: list[str], types: list[int]
+) -> str:
+    """The first of SPLITTERS under which every probe text has the tokens that it should have."""
+    theirs = Tokenizer.from_str(json.dumps(spec))
+    theirs.normalizer = None  # the probes are in normal form
+    expected = [theirs.encode(text, add_special_tokens=False).ids for text in _PROBES]
+    for name in SPLITTERS:
+        ours = assemble_tokenizer(tokens, types=types, merges=merges, splitter=name)
+        if [ours.encode(text, add_special_tokens=False).ids for text in _PROBES] == expected:
+            return name
+    raise ModelError(
+        f"{folder / 'tokenizer.json'} cuts text into words in a way that gguf export has no name for; it knows: "
+        f"{', '.join(sorted(SPLITTERS))}"
+    )
+
+
+def _token_id(token: object, *, ids: dict[str, int]) -> int | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    return ids.get(text) if isinstance(text, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} must hold a JSON object")
+    return raw

@@ -1,0 +1,241 @@
+"""LoRA: small trainable matrices beside frozen ones, added to what those compute.
+
+Source: Hu et al., arXiv:2106.09685 §4.1: h = W x + (alpha / r) B A x, where A begins random and B begins zero, so that
+training begins with the model as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aha.errors import ModelError
+from aha.models.transformer import Projection, Transformer
+
+LoraTargets = Literal["all_linear", "attention", "mlp"]
+
+FUSED = {
+    "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o_proj": ("self_attn.o_proj",),
+    "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "down_proj": ("mlp.down_proj",),
+}
+"""Our matrix -> the Hugging Face matrices that it holds one above the other."""
+TARGETS: dict[LoraTargets, tuple[str, ...]] = {
+    "attention": ("qkv_proj", "o_proj"),
+    "mlp": ("gate_up_proj", "down_proj"),
+    "all_linear": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+}
+
+
+class BaseWeights(NamedTuple):
+    """The weights that an adapter belongs to."""
+
+    folder: Path
+    """Absolute."""
+    sha256: str
+    """Of all its safetensors files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """What a model with adapters was given."""
+
+    rank: int
+    alpha: float
+    """The adapter's product is multiplied by alpha / rank."""
+    scale: float
+    """What alpha came to: alpha / rank, or alpha / sqrt(rank) in a file that says so."""
+    seed: int = 0
+    """What every A was drawn from, if it was drawn here."""
+    base: BaseWeights | None = None
+    """None: the base was never on disk, so that the adapter cannot be saved without it."""
+
+
+class LowRank(nn.Module):
+    """The adapters of one fused matrix: for each of its parts an A (r, in) and a B (rows of the part, r).
+
+    Args:
+        rows: Hugging Face name of each adapted part -> the rows that it has in the fused matrix.
+    """
+
+    def __init__(self, weight: Tensor, *, rows: Mapping[str, slice], rank: int, scale: float) -> None:
+        super().__init__()
+        self.rows = dict(rows)
+        self.rank = rank
+        self.scale = scale
+        # One A for all parts: x is read once. The rows of the parts' Bs lie one above the other, as in the matrix.
+        num_rows = sum(part.stop - part.start for part in self.rows.values())
+        self.a = nn.Parameter(weight.new_zeros(rank * len(self.rows), weight.shape[1]))
+        self.b = nn.Parameter(weight.new_zeros(num_rows, rank))
+
+    def forward(self, x_ND: Tensor, product: Tensor) -> Tensor:
+        """The fused matrix's product with the adapters' products added."""
+        reduced = F.linear(x_ND, self.a)
+        if self.scale != 1.0:
+            reduced = reduced * self.scale
+        inputs = reduced.split(self.rank, dim=1)
+        added = [F.linear(part, b) for part, (_, _, b) in zip(inputs, self.parts(), strict=True)]
+        if self.b.shape[0] == product.shape[1]:
+            return product + (added[0] if len(added) == 1 else torch.cat(added, dim=1))
+        for rows, part in zip(self.rows.values(), added, strict=True):
+            product = torch.cat((product[:, : rows.start], product[:, rows] + part, product[:, rows.stop :]), dim=1)
+        return product
+
+    def parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(Hugging Face name, A, B) of each adapted part; views of the parameters."""
+        start = 0
+        for (name, rows), a in zip(self.rows.items(), self.a.split(self.rank), strict=True):
+            stop = start + rows.stop - rows.start
+            yield name, a, self.b[start:stop]
+            start = stop
+
+    @torch.no_grad()
+    def delta(self, name: str) -> Tensor:
+        """What the adapter adds to one part's matrix: scale * B A, in float32."""
+        a, b = next((a, b) for found, a, b in self.parts() if found == name)
+        return self.scale * (b.float() @ a.float())
+
+
+def attach_lora(
+    model: Transformer,
+    *,
+    rank: int,
+    alpha: float,
+    targets: LoraTargets = "all_linear",
+    seed: int = 0,
+    base: BaseWeights | None = None,
+) -> None:
+    """Freeze the model and put trainable adapters beside its matrices; what it computes does not change.
+
+    Source: arXiv:2106.09685 §4.1; A is drawn as `nn.Linear` draws its weights (Kaiming uniform, a = sqrt(5)).
+
+    Args:
+        targets: which matrices of each layer; norms, biases, embedding and head stay frozen.
+        seed: fixes every A.
+
+    Raises:
+        ModelError: a rank that no matrix can have, or a model with adapters already.
+    """
+    if model.lora is not None:
+        raise ModelError("the model has a LoRA adapter already; merge it first")
+    smallest = min(projection.in_features for _, projection in adaptable(model))
+    if not 1 <= rank <= smallest:
+        raise ModelError(f"lora_rank must be from 1 to {smallest}, the narrowest matrix of this model; got {rank}")
+    scale = alpha / rank
+    attach_parts(model, names=part_names(model, targets=targets), rank=rank, scale=scale)
+    model.lora = Lora(rank=rank, alpha=alpha, scale=scale, seed=seed, base=base)
+    reset_lora(model)
+
+
+@torch.no_grad()
+def reset_lora(model: Transformer) -> None:
+    """Begin the adapters anew: A drawn from the seed that it was drawn from at first, B zero."""
+    assert model.lora is not None
+    generator = torch.Generator().manual_seed(model.lora.seed)
+    for _, low_rank in adapters(model):
+        bound = 1.0 / math.sqrt(low_rank.a.shape[1])
+        low_rank.a.copy_(torch.empty(low_rank.a.shape).uniform_(-bound, bound, generator=generator))
+        low_rank.b.zero_()
+    model.weight_version += 1
+
+
+def attach_parts(model: Transformer, *, names: set[str], rank: int, scale: float) -> None:
+    """Freeze the model and put adapters, all zero, beside the named matrices."""
+    model.requires_grad_(False)
+    for prefix, projection in adaptable(model):
+        rows = {name: part for name, part in part_rows(model, prefix=prefix).items() if name in names}
+        if rows:
+            projection.adapter = LowRank(projection.weight, rows=rows, rank=rank, scale=scale)
+
+
+def adaptable(model: Transformer) -> Iterator[tuple[str, Projection]]:
+    """("layers.0.qkv_proj", module) of every matrix that can have adapters."""
+    yield from ((name, module) for name, module in model.named_modules() if isinstance(module, Projection))
+
+
+def adapters(model: Transformer) -> Iterator[tuple[str, LowRank]]:
+    """("layers.0.qkv_proj", adapters) of every matrix that has some."""
+    for name, projection in adaptable(model):
+        if projection.adapter is not None:
+            yield name, projection.adapter
+
+
+def part_rows(model: Transformer, *, prefix: str) -> dict[str, slice]:
+    """Hugging Face names ("layers.0.self_attn.q_proj") of a fused matrix's parts, and the rows of each."""
+    config = model.config
+    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    _, index, ours = prefix.split(".")
+    sizes = {
+        "qkv_proj": (q_rows, kv_rows, kv_rows),
+        "o_proj": (config.hidden_size,),
+        "gate_up_proj": (config.intermediate_size,) * 2,
+        "down_proj": (config.hidden_size,),
+    }[ours]
+    rows, start = {}, 0
+    for name, size in zip(FUSED[ours], sizes, strict=True):
+        rows[f"layers.{index}.{name}"] = slice(start, start + size)
+        start += size
+    return rows
+
+
+def part_names(model: Transformer, *, targets: LoraTargets) -> set[str]:
+    """Hugging Face names of all matrices that a word means."""
+    chosen = [prefix for prefix, _ in adaptable(model) if prefix.rpartition(".")[2] in TARGETS[targets]]
+    return {name for prefix in chosen for name in part_rows(model, prefix=prefix)}
+
+
+def num_trainable(model: Transformer) -> int:
+    """Parameters that training changes."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def frozen_twin(model: Transformer) -> Transformer:
+    """A second model on the same base weights, with frozen copies of the adapters as they are now.
+
+    This is what a KL term measures from: "the base with the adapter disabled" as long as B is zero, and the model as
+    it is now after that. It costs the memory of the adapters only.
+    """
+    shared = {id(p): p for name, p in model.named_parameters() if ".adapter." not in name}
+    return copy.deepcopy(model, shared).requires_grad_(False)
+
+
+def without_adapter(model: Transformer) -> Transformer:
+    """The base alone, on the same tensors."""
+    twin = frozen_twin(model)
+    for _, projection in adaptable(twin):
+        projection.adapter = None
+    twin.lora = None
+    return twin
+
+
+@torch.no_grad()
+def merge(model: Transformer) -> None:
+    """Add the adapters to the matrices, in float32 and then rounded, and drop them; the model is plain again."""
+    for _, projection in adaptable(model):
+        if projection.adapter is not None:
+            projection.weight.copy_(merged_weight(projection))
+            projection.adapter = None
+    model.lora = None
+    model.requires_grad_(True)
+    model.weight_version += 1
+
+
+@torch.no_grad()
+def merged_weight(projection: Projection) -> Tensor:
+    """W + scale * B A in float32; W itself, whatever its dtype, without adapters."""
+    adapter = projection.adapter
+    if adapter is None:
+        return projection.weight
+    merged = projection.weight.float().clone()
+    for name, rows in adapter.rows.items():
+        merged[rows] += adapter.delta(name)
+    return merged
