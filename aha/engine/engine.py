@@ -117,6 +117,7 @@ class Engine:
         sampling: SamplingParams | Sequence[SamplingParams],
         *,
         on_progress: Callable[[int], None] | None = None,
+        on_completion: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
         """Complete every prompt; the parameters must not change meanwhile.
 
@@ -126,6 +127,7 @@ class Engine:
             prompts: token ids, none empty.
             sampling: one for all, or one per prompt.
             on_progress: told the number of completions done so far whenever it grows.
+            on_completion: handed each completion the moment it ends, after the index of its prompt and of its sample.
 
         Returns:
             Per prompt, `num_samples` completions in the order of their index.
@@ -141,14 +143,19 @@ class Engine:
         self._reset_cache(requests)
         self._waiting.extend(requests)
         try:
-            done = self._run(on_progress)
+            done = self._run(on_progress, on_completion, {r.request_id: i for i, r in enumerate(requests)})
         finally:
             # An interrupt may have come in the middle of a step: nothing half-done stays.
             self._waiting.clear()
             self._rows = Rows(self.model.device)
         return [[done[r.request_id, i] for i in range(r.sampling.num_samples)] for r in requests]
 
-    def _run(self, on_progress: Callable[[int], None] | None) -> dict[tuple[int, int], Completion]:
+    def _run(
+        self,
+        on_progress: Callable[[int], None] | None,
+        on_completion: Callable[[int, int, Completion], None] | None,
+        prompt_of: dict[int, int],
+    ) -> dict[tuple[int, int], Completion]:
         """Step until nothing is left; completions by request id and index of the sample."""
         done: dict[tuple[int, int], Completion] = {}
         while self.has_work:
@@ -158,7 +165,9 @@ class Engine:
             finished = self._finished_rows(step)
             for row in finished:
                 request, sample_index = self._rows.owners[row]
-                done[request.request_id, sample_index] = self._completion(row, step)
+                completion = done[request.request_id, sample_index] = self._completion(row, step)
+                if on_completion is not None:
+                    on_completion(prompt_of[request.request_id], sample_index, completion)
             self._remove(finished)
             if finished and on_progress is not None:
                 on_progress(len(done))

@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
-from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, Split, Task
+from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, HasVote, Split, Task
 from aha.tasks.countdown import Countdown
 from aha.tasks.table import Table
 from aha.tasks.verifiers import VERIFIERS
@@ -23,6 +23,7 @@ __all__ = [
     "Demonstration",
     "HasBaselines",
     "HasDemonstrations",
+    "HasVote",
     "Split",
     "Table",
     "Task",

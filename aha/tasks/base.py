@@ -55,3 +55,11 @@ class HasBaselines(Protocol):
 
     def count_tries(self, completion: Completion) -> int:
         """How many tries the completion's thinking makes, in the unit of `blind_pass_rate`."""
+
+
+@runtime_checkable
+class HasVote(Protocol):
+    """A task whose answers can be the same in other words, such as "12" and "The answer is 12."."""
+
+    def vote(self, problem: Problem, completion: Completion) -> str:
+        """What a readable answer counts for in a majority vote (cons@k): equal texts are the same answer."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, NamedTuple, TextIO
+from typing import Literal, NamedTuple, Protocol, TextIO
 
 import rich.console
 from rich import box
@@ -100,6 +100,12 @@ class _Column(NamedTuple):
     """With {} for the number, e.g. "pass@1 {}"."""
 
 
+class Advance(Protocol):
+    """Says that so many more are done, and a few words on how it stands."""
+
+    def __call__(self, count: int = 1, *, note: str = "") -> None: ...
+
+
 class Console:
     """Shows a run while it happens. Use as a context manager, so that the terminal is restored whatever happens."""
 
@@ -168,16 +174,17 @@ class Console:
             self._print(Text(f"  {metrics['note']}", style="yellow"))
 
     @contextmanager
-    def progress(self, label: str, *, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, label: str, *, total: int) -> Iterator[Advance]:
         """Show how far a long phase has come: `with console.progress("eval", total=500) as advance: advance(32)`."""
         phase = _Phase(label, total)
         outer, self._phase = self._phase, phase
 
-        def advance(count: int = 1) -> None:
+        def advance(count: int = 1, *, note: str = "") -> None:
             quarters_before = 4 * phase.num_done // max(total, 1)
             phase.num_done += count
+            phase.note = note
             if self.mode == "plain" and 4 * phase.num_done // max(total, 1) > quarters_before:
-                self._print(Text(f"{label}: {phase.num_done} of {total}"))
+                self._print(Text(f"{label}: {phase.words}"))
 
         try:
             yield advance
@@ -238,8 +245,8 @@ class Console:
         if self._phase is not None:
             done = min(self._phase.num_done / max(self._phase.total, 1), 1.0)
             bar = "━" * round(done * width)
-            words = f"{self._phase.num_done} of {self._phase.total}"
-            grid.add_row(Text(self._phase.label), Text(bar.ljust(width, "─"), style="green"), Text(words))
+            bar = bar.ljust(width, "─")
+            grid.add_row(Text(self._phase.label), Text(bar, style="green"), Text(self._phase.words))
         return grid
 
 
@@ -248,6 +255,11 @@ class _Phase:
     label: str
     total: int
     num_done: int = field(default=0)
+    note: str = ""
+
+    @property
+    def words(self) -> str:
+        return f"{self.num_done} of {self.total}" + (f", {self.note}" if self.note else "")
 
 
 def sparkline(values: Sequence[float], *, width: int) -> str:

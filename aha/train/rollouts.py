@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from aha.chat import ChatFormat
 from aha.engine import Engine
 from aha.errors import DataError
-from aha.evaluate import Respond, conversation
+from aha.evaluate import conversation
 from aha.tasks.base import Task
 from aha.train.stage import derive_seed
 from aha.types import Completion, Message, Problem, Rollout, RolloutGroup, SamplingParams
 
 
-def respond_with(engine: Engine, chat: ChatFormat) -> Respond:
-    """What `evaluate` asks: conversations in, parsed completions out, from an engine in this process."""
+@dataclasses.dataclass(frozen=True)
+class EngineRespond:
+    """What `evaluate` asks, from an engine in this process."""
 
-    def respond(conversations: Sequence[Sequence[Message]], sampling: SamplingParams) -> list[list[Completion]]:
-        prompts = [chat.render(messages) for messages in conversations]
-        seeded = [_seed_for(sampling, prompt) for prompt in prompts]
-        completions = engine.generate(prompts, seeded)
+    engine: Engine
+    chat: ChatFormat
+
+    def __call__(self, conversations: Sequence[Sequence[Message]], sampling: SamplingParams) -> list[list[Completion]]:
+        """For each conversation its parsed completions."""
+        prompts = [self.chat.render(messages) for messages in conversations]
+        completions = self.engine.generate(prompts, [_seed_for(sampling, prompt) for prompt in prompts])
         return [
-            [chat.parse(c, starts_in_thinking=chat.starts_in_thinking(prompt), stop=sampling.stop) for c in group]
+            [self._parse(completion, prompt, sampling) for completion in group]
             for prompt, group in zip(prompts, completions, strict=True)
         ]
 
-    return respond
+    def respond_each(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        samplings: Sequence[SamplingParams],
+        *,
+        on_completion: Callable[[int, int, Completion], None],
+    ) -> None:
+        """The same, each completion handed over the moment it ends; see `aha.evaluate.RespondsOneByOne`."""
+        prompts = [self.chat.render(messages) for messages in conversations]
+
+        def hand_over(index: int, sample_index: int, completion: Completion) -> None:
+            on_completion(index, sample_index, self._parse(completion, prompts[index], samplings[index]))
+
+        seeded = [_seed_for(sampling, prompt) for sampling, prompt in zip(samplings, prompts, strict=True)]
+        self.engine.generate(prompts, seeded, on_completion=hand_over)
+
+    def _parse(self, completion: Completion, prompt_ids: Sequence[int], sampling: SamplingParams) -> Completion:
+        is_thinking = self.chat.starts_in_thinking(prompt_ids)
+        return self.chat.parse(completion, starts_in_thinking=is_thinking, stop=sampling.stop)
+
+
+def respond_with(engine: Engine, chat: ChatFormat) -> EngineRespond:
+    """What `evaluate` asks: conversations in, parsed completions out, from an engine in this process."""
+    return EngineRespond(engine, chat)
 
 
 def _seed_for(sampling: SamplingParams, prompt_ids: Sequence[int]) -> SamplingParams:
