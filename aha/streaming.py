@@ -5,12 +5,12 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from aha.errors import ModelError
+from aha.types import Delta as Delta
 
 OPEN_TAG = "<think>"
 CLOSE_TAG = "</think>"
@@ -19,14 +19,6 @@ OPEN_MARK = "\ud800"
 CLOSE_MARK = "\ud801"
 _PIECE_DECODERS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of a streamed answer."""
-
-    kind: Literal["reasoning", "content"]
-    text: str
 
 
 def show_tags(text: str) -> str:

@@ -136,6 +136,14 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed answer."""
+
+    kind: Literal["reasoning", "content"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """What a verifier says about a completion."""
 

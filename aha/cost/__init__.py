@@ -2,7 +2,14 @@
 
 from aha.cost.bill import Bill, BillPhase, Gain
 from aha.cost.ledger import EntryKind, Ledger, LedgerRow
-from aha.cost.prices import MachinePrice, TokenPrice, custom_machine_price, machine_price, token_price
+from aha.cost.prices import (
+    MachinePrice,
+    TokenPrice,
+    custom_machine_price,
+    custom_token_price,
+    machine_price,
+    token_price,
+)
 
 __all__ = [
     "Bill",
@@ -14,6 +21,7 @@ __all__ = [
     "MachinePrice",
     "TokenPrice",
     "custom_machine_price",
+    "custom_token_price",
     "machine_price",
     "token_price",
 ]

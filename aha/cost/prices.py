@@ -16,7 +16,7 @@ from aha.errors import ConfigError, unknown_name
 NANO_PER_USD = 10**9
 PICO_PER_NANO = 1000
 MS_PER_HOUR = 3_600_000
-MAX_USD_PER_HOUR = 1_000_000  # a cluster of 100,000 GPUs costs less; keeps every amount inside 64 bits
+MAX_USD = 1_000_000  # an hour of 100,000 GPUs costs less; keeps every amount inside 64 bits
 
 Confidence = Literal["primary", "third-party", "assumption", "user"]
 
@@ -112,18 +112,52 @@ def custom_machine_price(usd_per_hour: float | str, *, on: date, source: str = "
     Raises:
         ConfigError: not a number from 0 to 1,000,000 dollars.
     """
-    try:
-        amount = Decimal(str(usd_per_hour))
-        is_valid = amount.is_finite() and 0 <= amount <= MAX_USD_PER_HOUR
-    except ArithmeticError:
-        is_valid = False
-    if not is_valid:
-        raise ConfigError(f"usd_per_hour must be a number from 0 to {MAX_USD_PER_HOUR:,}, got {usd_per_hour!r}")
-    nano_usd = _scale(amount, NANO_PER_USD)
+    nano_usd = _scale(_check_usd(usd_per_hour, field="usd_per_hour"), NANO_PER_USD)
     shown = (Decimal(nano_usd) / NANO_PER_USD).normalize()
     return MachinePrice(
         name=f"custom-{shown:f}-usd-hour",
         nano_usd_per_hour=nano_usd,
+        effective_from=on,
+        source=source,
+        source_date=on,
+        confidence="user",
+    )
+
+
+def custom_token_price(
+    usd_per_million_input: float | str,
+    *,
+    usd_per_million_output: float | str,
+    usd_per_million_cached: float | str | None = None,
+    on: date,
+    is_open_weight: bool = False,
+    source: str = "set by the user",
+) -> TokenPrice:
+    """Your own price of an API's tokens. Its id contains the amounts, so that it too always means the same price.
+
+    Args:
+        usd_per_million_cached: None is the price of input: nothing is taken off for prompts from a cache.
+
+    Raises:
+        ConfigError: an amount that is not a number from 0 to 1,000,000 dollars.
+    """
+    amounts = {
+        "input": _check_usd(usd_per_million_input, field="usd_per_million_input"),
+        "cached": _check_usd(
+            usd_per_million_input if usd_per_million_cached is None else usd_per_million_cached,
+            field="usd_per_million_cached",
+        ),
+        "output": _check_usd(usd_per_million_output, field="usd_per_million_output"),
+    }
+    # $1 a million tokens is 1,000,000 pico-dollars a token.
+    pico_usd = {kind: _scale(amount, 10**6) for kind, amount in amounts.items()}
+    shown = "-".join(f"{(Decimal(amount) / 10**6).normalize():f}" for amount in pico_usd.values())
+    return TokenPrice(
+        name=f"custom-{shown}-usd-per-million",
+        pico_usd_per_input_token=pico_usd["input"],
+        pico_usd_per_cached_token=pico_usd["cached"],
+        pico_usd_per_output_token=pico_usd["output"],
+        is_open_weight=is_open_weight,
         effective_from=on,
         source=source,
         source_date=on,
@@ -196,6 +230,17 @@ def _find(kind: str, name: str, on: date, prices: Sequence[DatedPrice]) -> Dated
         if price.effective_from <= on and (price.effective_to is None or on < price.effective_to):
             return price
     raise ConfigError(f"{kind} {name!r} is not known for {on}; choose a price by id: {', '.join(sorted(by_id))}")
+
+
+def _check_usd(usd: float | str, *, field: str) -> Decimal:
+    try:
+        amount = Decimal(str(usd))
+        is_valid = amount.is_finite() and 0 <= amount <= MAX_USD
+    except ArithmeticError:
+        is_valid = False
+    if not is_valid:
+        raise ConfigError(f"{field} must be a number from 0 to {MAX_USD:,}, got {usd!r}")
+    return amount
 
 
 def _scale(amount: Decimal, factor: int) -> int:
