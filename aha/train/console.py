@@ -221,7 +221,7 @@ class Console:
         seconds = _number(row, "time_seconds") - _number(since, "time_seconds")
         if not self._last_step or num_steps <= 0:
             return "?"
-        return _clock(seconds / num_steps * max(self._last_step - _number(row, "step"), 0.0))
+        return clock(seconds / num_steps * max(self._last_step - _number(row, "step"), 0.0))
 
     def _table_row(self, metrics: Mapping[str, object], columns: Sequence[_Column]) -> None:
         titles = tuple(column.title for column in columns)
@@ -244,6 +244,7 @@ class Console:
                 grid.add_row(Text(label, style="dim"), Text(sparkline(values, width=width), style="cyan"), Text(ends))
         if self._phase is not None:
             done = min(self._phase.num_done / max(self._phase.total, 1), 1.0)
+            width = max(width - len(self._phase.note), 10)
             bar = "━" * round(done * width)
             bar = bar.ljust(width, "─")
             grid.add_row(Text(self._phase.label), Text(bar, style="green"), Text(self._phase.words))
@@ -287,7 +288,7 @@ def _shows(name: str, spec: str, *, scale: float = 1.0) -> Callable[[Mapping[str
     return show
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     if seconds != seconds:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -317,7 +318,7 @@ _LOSS_COLUMNS = (
 _COST_COLUMNS = (
     _Column("tok/s", 6, _shows("tokens_per_second", ".0f"), "{} tok/s"),
     _Column("cost $", 7, _shows("cost_usd", ".4f"), "${}"),
-    _Column("time", 5, lambda row: _clock(_number(row, "time_seconds")), "{}"),
+    _Column("time", 5, lambda row: clock(_number(row, "time_seconds")), "{}"),
 )
 
 
