@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,10 @@ def compare_all(entries: Sequence[Entry], *, seed: int = 0) -> Comparison:
     """
     if len(entries) < 2:
         raise DataError(f"a comparison needs at least two evaluations, got {len(entries)}")
+    # Named as in the table: for most of them the name of the file is "eval".
+    named = [replace(entry.result, name=entry.label) for entry in entries]
     pairs = tuple(
-        (a, b, compare(entries[a].result, entries[b].result, seed=seed))
-        for a, b in itertools.combinations(range(len(entries)), 2)
+        (a, b, compare(named[a], named[b], seed=seed)) for a, b in itertools.combinations(range(len(entries)), 2)
     )
     return Comparison(entries=tuple(entries), pairs=pairs)
 

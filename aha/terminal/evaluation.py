@@ -29,6 +29,8 @@ from aha.types import Problem, SamplingParams
 
 WORTH_A_WARNING = 0.01
 """Share of answers without a verdict above which the description says so."""
+LEAST_FOR_PACE = 16
+"""Answers of this session before which its pace says nothing: the first ones wait for the model to warm up."""
 JOURNAL_NAME = "endpoint.journal"
 """In the folder of --out: every paid answer of an endpoint and its cost. Kept, so that asking again is free."""
 Form = Literal["text", "json"]
@@ -164,8 +166,8 @@ class _Pace:
     def __call__(self, progress: Progress) -> None:
         num_asked = progress.num_samples_done - progress.num_samples_before
         pace = (time.monotonic() - self._started) / max(num_asked, 1)
-        left = clock((progress.num_samples - progress.num_samples_done) * pace)
-        note = f"pass@1 {progress.pass_at_1:.1%}, {left} left"
+        left = clock((progress.num_samples - progress.num_samples_done) * pace) if num_asked >= LEAST_FOR_PACE else "?"
+        note = f"pass@1 {progress.pass_at_1:.1%} so far, {left} left"
         self._advance(progress.num_samples_done - self._num_shown, note=note)
         self._num_shown = progress.num_samples_done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -127,31 +128,29 @@ class EndpointRespond:
         Raises:
             AhaError: the first failure.
         """
-        failure: BaseException | None = None
+        failures: list[BaseException] = []
+        is_over = threading.Event()
+
+        def ask(row: int, index: int) -> Completion | None:
+            one = replace(samplings[row], num_samples=1, first_sample=samplings[row].first_sample + index)
+            return None if is_over.is_set() else self._client.respond([list(conversations[row])], one)[0][0]
+
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="aha-eval") as pool:
-            futures = {
-                pool.submit(self._ask, list(messages), sampling, index): (row, index)
-                for row, (messages, sampling) in enumerate(zip(conversations, samplings, strict=True))
-                for index in range(sampling.num_samples)
-            }
+            places = [(row, index) for row, sampling in enumerate(samplings) for index in range(sampling.num_samples)]
+            futures = {pool.submit(ask, *place): place for place in places}
             try:
                 for future in as_completed(futures):
-                    error = None if future.cancelled() else future.exception()
-                    if error is None and not future.cancelled():
-                        on_completion(*futures[future], future.result())
-                    elif failure is None and error is not None:
-                        failure = error
-                        pool.shutdown(wait=False, cancel_futures=True)
+                    if error := future.exception():
+                        failures.append(error)
+                        is_over.set()
+                    elif completion := future.result():
+                        on_completion(*futures[future], completion)
             except BaseException:  # Ctrl-C above all: what is under way is not waited for
-                pool.shutdown(wait=False, cancel_futures=True)
+                is_over.set()
                 self._client.close()
                 raise
-        if failure is not None:
-            raise failure
-
-    def _ask(self, messages: list[Message], sampling: SamplingParams, index: int) -> Completion:
-        one = replace(sampling, num_samples=1, first_sample=sampling.first_sample + index)
-        return self._client.respond([messages], one)[0][0]
+        if failures:
+            raise failures[0]
 
 
 def open_endpoint(
