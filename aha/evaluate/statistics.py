@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 NUM_RESAMPLES = 2000
+MAX_DRAWN_AT_ONCE = 2**20  # indices of a bootstrap, 8 MB
 MAX_EXACT_TOTAL = 1_000_000  # of a sign-flip test's table, in steps of the common unit: some 10 ms a problem
 NUM_FLIPS = 20_000
+MAX_EXACT_VOTES = 128  # of a problem; the exact count takes some 50 ms for so many
 
 
 class Vote(NamedTuple):
@@ -53,8 +55,12 @@ def bootstrap_interval(
         value = float(values[0])
         return value - share_elsewhere * (value - lowest), value + share_elsewhere * (highest - value)
     generator = np.random.default_rng(seed)
-    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(NUM_RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    num_rows = max(1, MAX_DRAWN_AT_ONCE // len(values))
+    means = []
+    for start in range(0, NUM_RESAMPLES, num_rows):
+        shape = (min(num_rows, NUM_RESAMPLES - start), len(values))
+        means.append(values[generator.integers(len(values), size=shape)].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -69,16 +75,29 @@ def pass_at_k(num_samples: int, *, num_correct: int, k: int) -> float:
 def consensus_at_k(votes: Sequence[Vote], *, k: int) -> float:
     """Chance that the most frequent answer of k of these samples, drawn without replacement, is right.
 
-    The exact expectation over every choice of k. Tied answers share the win equally. With fewer than k samples all of
-    them vote. 0 without any vote.
+    The exact expectation over every choice of k, or above 128 samples a seeded estimate of it from 2,000 choices. Tied
+    answers share the win equally. With fewer than k samples all of them vote. 0 without any vote.
     """
     num_voters: Counter[str] = Counter(vote.answer for vote in votes if vote.answer is not None)
     num_right: Counter[str] = Counter(vote.answer for vote in votes if vote.answer is not None and vote.is_correct)
     ballots = tuple(sorted((count, num_right[answer] / count) for answer, count in num_voters.items()))
     if not any(worth for _, worth in ballots):
         return 0.0
-    num_votes = sum(count for count, _ in ballots)
-    return _expected_wins(ballots, len(votes) - num_votes)[min(k, len(votes))]
+    num_silent = len(votes) - sum(count for count, _ in ballots)
+    if k >= len(votes):
+        return _mean_worth([count for count, _ in ballots], ballots)
+    if len(votes) <= MAX_EXACT_VOTES:
+        return _expected_wins(ballots, num_silent)[k]
+    colors = [*(count for count, _ in ballots), num_silent]
+    drawn = np.random.default_rng(k).multivariate_hypergeometric(colors, k, size=NUM_RESAMPLES, method="marginals")
+    return sum(_mean_worth(counts[:-1], ballots) for counts in drawn.tolist()) / NUM_RESAMPLES
+
+
+def _mean_worth(counts: Sequence[int], ballots: Sequence[tuple[int, float]]) -> float:
+    """Worth of the answers with the most votes, of those with this many votes each; 0 when nobody voted."""
+    most = max(counts)
+    winners = [worth for count, (_, worth) in zip(counts, ballots, strict=True) if count == most > 0]
+    return sum(winners) / len(winners) if winners else 0.0
 
 
 @lru_cache(maxsize=4096)  # problems of few samples have few different outcomes
