@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -224,8 +224,10 @@ def run_comparison(names: Sequence[str], *, form: Form) -> str:
     Raises:
         DataError: one cannot be found or read, or they did not ask the same.
     """
-    comparison = compare_all(read_entries(names))
-    return comparison.to_json() if form == "json" else describe_comparison(comparison)
+    entries = read_entries(names)
+    if form == "json":
+        return compare_all(entries).to_json()
+    return describe_comparison(compare_all([replace(entry, label=printable(entry.label)) for entry in entries]))
 
 
 def describe_comparison(comparison: Comparison) -> str:
@@ -242,7 +244,7 @@ def describe_comparison(comparison: Comparison) -> str:
         rates = [getattr(result, field).get(num_samples) for _, field in shown]
         rows.append(
             [
-                printable(entry.label),
+                entry.label,
                 f"{result.pass_at_1:.1%}",
                 f"{result.interval_low:.1%} to {result.interval_high:.1%}",
                 *("–" if rate is None else f"{rate:.1%}" for rate in rates),
