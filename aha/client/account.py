@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import asdict
 from decimal import Decimal
-from typing import Any
 
 from aha.client.endpoint import BudgetExceededError, Reply
 from aha.client.journal import Journal
 from aha.cost import TokenPrice
-from aha.cost.prices import NANO_PER_USD
+from aha.cost.prices import NANO_PER_USD, token_names
 from aha.errors import ConfigError
 from aha.types import Usage
 
@@ -36,8 +34,8 @@ def read_budget(budget_usd: float | None, *, price: TokenPrice | None) -> int | 
         raise ConfigError(f"budget_usd must be a number from 0 to {MAX_BUDGET_USD:,}, got {budget_usd!r}")
     if price is None:
         raise ConfigError(
-            "budget_usd needs the endpoint's price, which is unknown; give price=NAME of the price book (`aha cost "
-            "prices` lists them) or your own dollars per million tokens with custom_token_price"
+            "budget_usd needs the endpoint's price, which is unknown; give price=NAME of the price book "
+            f"({', '.join(token_names())}) or your own dollars per million tokens with custom_token_price"
         )
     return int(amount * NANO_PER_USD)
 
@@ -158,7 +156,7 @@ class Charge:
         """The request was answered. With `is_kept`, its reply is on disk when this returns."""
         journal = self._account.journal
         if journal and self._journal_id is not None and is_kept:
-            journal.write_reply(self._journal_id, key=key, cost_nano_usd=reply.cost_nano_usd, reply=_to_row(reply))
+            journal.write_reply(self._journal_id, key=key, reply=reply)
         elif journal and self._journal_id is not None:
             journal.write_lost(self._journal_id, cost_nano_usd=reply.cost_nano_usd, why="streamed")
         self._end(reply.cost_nano_usd)
@@ -178,10 +176,6 @@ class Charge:
         assert self._is_open, "a charge ends once"
         self._is_open = False
         self._account.free(self.worst_nano_usd, spent_nano_usd=cost_nano_usd)
-
-
-def _to_row(reply: Reply) -> dict[str, Any]:
-    return {name: value for name, value in asdict(reply).items() if name not in ("is_from_journal", "cost_nano_usd")}
 
 
 def _usd(nano_usd: int) -> str:

@@ -21,12 +21,19 @@ from aha.client.journal import Journal
 from aha.client.limits import RateLimiter
 from aha.client.loop import LoopThread
 from aha.client.retries import FailedAttempt, backoff_seconds
-from aha.client.sse import first_choices
-from aha.client.thinking import ThinkingStream
+from aha.client.streams import StreamSink
 from aha.client.transport import Transport
-from aha.client.wire import MAX_NAME_CHARS, estimate_usage, message_texts, read_answer, request_body, worst_usage
-from aha.errors import AhaError, ConfigError, DataError
-from aha.types import Completion, Delta, FinishReason, Message, SamplingParams, Usage
+from aha.client.wire import (
+    MAX_NAME_CHARS,
+    estimate_usage,
+    read_answer,
+    request_body,
+    reword,
+    rewording_for,
+    worst_usage,
+)
+from aha.errors import AhaError, ConfigError
+from aha.types import Completion, Delta, Message, SamplingParams, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -86,17 +93,18 @@ class Client:
         self._seed = seed
         self._on_notice = on_notice or _log.warning
         self._noticed: set[str] = set()
+        self._rewordings: frozenset[str] = frozenset()
         self._clock = clock or Clock()
         self._limiter = RateLimiter(
             self._clock, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
         )
         self._slots = asyncio.Semaphore(max_concurrency)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._journal = Journal.open(journal) if journal else None
-        self._account = Account(endpoint.price, budget_nano_usd=budget, journal=self._journal, say=self._say)
         self._transport = Transport(
             endpoint, timeout_seconds=timeout_seconds, max_connections=max_concurrency, clock=self._clock
         )
+        self._journal = Journal.open(journal) if journal else None
+        self._account = Account(endpoint.price, budget_nano_usd=budget, journal=self._journal, say=self._say)
         self._loop = LoopThread(on_close=self._transport.close)
         self._say_what_is_odd()
 
@@ -146,7 +154,7 @@ class Client:
         pieces: queue.SimpleQueue[Delta | None] = queue.SimpleQueue()
         request = self._request(messages, sampling=sampling, sample_index=0)
         body = {**request.body, "stream": True, "stream_options": {"include_usage": True}}
-        sink = _StreamSink(pieces.put, starts_in_thinking=starts_in_thinking)
+        sink = StreamSink(pieces.put, starts_in_thinking=starts_in_thinking)
         call = self._loop.call(self._ask(request._replace(body=body), sink=sink))
         call.future.add_done_callback(lambda _: pieces.put(None))
         try:
@@ -198,35 +206,39 @@ class Client:
         columns = range(sampling.num_samples)
         return [[done[row, column] for column in columns] for row in range(len(conversations))]
 
-    async def _ask(self, request: _Request, *, waits: bool = False, sink: _StreamSink | None = None) -> Reply:
+    async def _ask(self, request: _Request, *, waits: bool = False, sink: StreamSink | None = None) -> Reply:
         """From the journal, else from the endpoint. Equal requests go one after the other, so the second finds it."""
         if self._journal is None or sink is not None:
             async with self._slots:
                 return await self._try(request, waits=waits, sink=sink)
         async with self._turns.setdefault(request.key, asyncio.Lock()):
-            row = self._journal.find(request.key)
-            if row is not None:
-                return _from_row(row, path=self._journal.path)
+            paid = self._journal.find(request.key)
+            if paid is not None:
+                return paid
             async with self._slots:
                 return await self._try(request, waits=waits, sink=None)
 
-    async def _try(self, request: _Request, *, waits: bool, sink: _StreamSink | None) -> Reply:
+    async def _try(self, request: _Request, *, waits: bool, sink: StreamSink | None) -> Reply:
         attempt = 0
         while True:
+            rewordings = self._rewordings
+            body = reword(request.body, rewordings=rewordings)
             try:
-                return await self._attempt(request, waits=waits, sink=sink)
+                return await self._attempt(request._replace(body=body), waits=waits, sink=sink)
             except FailedAttempt as failure:
                 has_begun = sink is not None and sink.has_begun
+                asked = failure.retry_after_seconds
+                if asked:
+                    self._limiter.pause(asked)
+                if self._learns_from(failure, body=request.body, rewordings=rewordings):
+                    continue
                 if attempt == self._max_retries or not failure.is_retryable or has_begun:
                     raise self._give_up(failure, num_attempts=attempt + 1) from None
-                asked = failure.retry_after_seconds
-            if asked:
-                self._limiter.pause(asked)
             await self._clock.sleep(backoff_seconds(attempt, seed=f"{self._seed}/{request.key}", asked_seconds=asked))
             attempt += 1
             self.num_retries += 1
 
-    async def _attempt(self, request: _Request, *, waits: bool, sink: _StreamSink | None) -> Reply:
+    async def _attempt(self, request: _Request, *, waits: bool, sink: StreamSink | None) -> Reply:
         charge = await self._account.reserve(request.worst, waits=waits)
         if sink:
             sink.restart()
@@ -239,9 +251,10 @@ class Client:
                 body = await self._transport.post(request.body, on_chunk=sink.push if sink else None)
                 reply = self._read(body, request=request, charge=charge, started=started)
             except FailedAttempt as failure:
-                charge.lose(
-                    charge.cost_of(failure.usage) if failure.is_paid else 0, why=self.endpoint.quote(str(failure))
-                )
+                cost = charge.cost_of(failure.usage) if failure.is_paid else 0
+                if not failure.is_paid:
+                    admission.num_tokens = 0
+                charge.lose(cost, why=self.endpoint.quote(failure.reason))
                 raise
             charge.pay(reply, key=request.key, is_kept=sink is None)
             admission.num_tokens = reply.usage.prompt_tokens + reply.usage.completion_tokens
@@ -270,6 +283,15 @@ class Client:
             latency_seconds=self._clock.monotonic() - started,
             is_usage_estimated=answer.usage is None,
         )
+
+    def _learns_from(self, failure: FailedAttempt, *, body: Mapping[str, Any], rewordings: frozenset[str]) -> bool:
+        """Whether the server refused words, not the request, and it can be sent again in others."""
+        wanted = rewording_for(failure.reason, body=body) if failure.status in (400, 422) else ""
+        if not wanted or wanted in rewordings:
+            return False
+        self._rewordings |= {wanted}
+        self._say(wanted, f"{self.endpoint.base_url} refuses a field; its requests are sent with {wanted}")
+        return True
 
     def _give_up(self, failure: FailedAttempt, *, num_attempts: int) -> EndpointError:
         tried = f" ({num_attempts} attempts)" if num_attempts > 1 else ""
@@ -311,42 +333,6 @@ class _Job(NamedTuple):
     sample_index: int
 
 
-class _StreamSink:
-    """Where the chunks of a stream go."""
-
-    def __init__(self, put: Callable[[Delta], None], *, starts_in_thinking: bool) -> None:
-        self.has_begun = False
-        """Whether the caller has seen a piece."""
-        self._put = put
-        self._starts_in_thinking = starts_in_thinking
-        self._thinking = ThinkingStream(starts_in_thinking=starts_in_thinking)
-
-    def restart(self) -> None:
-        """Another attempt begins: nothing that was held back of the last one counts."""
-        self._thinking = ThinkingStream(starts_in_thinking=self._starts_in_thinking)
-
-    def push(self, chunk: Mapping[str, Any]) -> None:
-        for choice in first_choices(chunk):
-            delta = choice.get("delta") or choice.get("message")
-            reasoning, content = message_texts(delta if isinstance(delta, Mapping) else {})
-            if reasoning:
-                self._thinking.pass_through()
-                self._give([Delta("reasoning", reasoning)])
-            self._give(self._thinking.push(content) if content else [])
-
-    def finish(self, reply: Reply) -> None:
-        """What was held back; everything, where the server answered in one piece."""
-        self._give(self._thinking.finish())
-        if not self.has_begun:
-            whole = (Delta("reasoning", reply.reasoning), Delta("content", reply.content))
-            self._give([delta for delta in whole if delta.text])
-
-    def _give(self, deltas: list[Delta]) -> None:
-        for delta in deltas:
-            self.has_begun = True
-            self._put(delta)
-
-
 def _spread(conversations: list[list[Message]], *, num_samples: int) -> Iterator[_Job]:
     seen: Counter[tuple[Message, ...]] = Counter()
     for row, messages in enumerate(conversations):
@@ -367,12 +353,3 @@ def _to_completion(reply: Reply) -> Completion:
         reported_tokens=reply.usage.completion_tokens,
         cost_nano_usd=reply.cost_nano_usd,
     )
-
-
-def _from_row(row: dict[str, Any], *, path: Path) -> Reply:
-    try:
-        fields = {**row["reply"], "usage": Usage(**row["reply"]["usage"])}
-        fields["finish_reason"] = FinishReason(fields["finish_reason"])
-        return Reply(**fields, cost_nano_usd=row["cost_nano_usd"], is_from_journal=True)
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"the journal {path} holds a reply that cannot be read; move it away or give another") from None

@@ -55,7 +55,7 @@ class Endpoint:
     model: str
     """As the endpoint names it."""
     api_key: str = field(default="", repr=False)
-    """Secret: never shown, logged or written. "" sends none."""
+    """Secret: never shown, logged or written (`dataclasses.asdict` would give it away). "" sends none."""
     price: TokenPrice | None = None
     """None is unknown: costs count as 0, and a budget is refused."""
 
@@ -104,9 +104,13 @@ class Endpoint:
         return address.is_loopback or address.is_unspecified
 
     @property
+    def is_encrypted(self) -> bool:
+        return urlsplit(self.base_url).scheme == "https"
+
+    @property
     def sends_key_in_clear(self) -> bool:
         """Whether others on the network can read the key."""
-        return bool(self.api_key) and self.base_url.startswith("http:") and not self.is_loopback
+        return bool(self.api_key) and not self.is_encrypted and not self.is_loopback
 
     def hide_key(self, text: str, *, min_chars: int = MIN_KEY_CHARS_IN_ANSWERS) -> str:
         """`text` without the key: servers repeat it, in errors above all. Keys shorter than `min_chars` are words."""

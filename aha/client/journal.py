@@ -11,10 +11,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from aha.client.endpoint import Reply
 from aha.errors import DataError
+from aha.types import FinishReason, Usage
 
 FORMAT = 1
 _KINDS = ("sent", "reply", "spent", "free")
@@ -80,7 +83,7 @@ class Journal:
     def num_unsettled(self) -> int:
         return len(self._under_way)
 
-    def find(self, key: str) -> dict[str, Any] | None:
+    def find(self, key: str) -> Reply | None:
         """The paid reply to a request, if there is one.
 
         Raises:
@@ -95,7 +98,10 @@ class Journal:
             row = None
         if not isinstance(row, dict) or row.get("key") != key:
             raise DataError(f"the journal {self.path} was changed while in use; start again")
-        return row
+        try:
+            return _to_reply(row["reply"], cost_nano_usd=row["cost_nano_usd"])
+        except (TypeError, ValueError, KeyError):
+            raise DataError(f"the journal {self.path} holds a reply that cannot be read; give another path") from None
 
     def write_sent(self, key: str, *, worst_nano_usd: int) -> int:
         """A request is about to go out. Returns its id.
@@ -108,12 +114,12 @@ class Journal:
         self._under_way[request_id] = worst_nano_usd
         return request_id
 
-    def write_reply(self, request_id: int, *, key: str, cost_nano_usd: int, reply: dict[str, Any]) -> None:
+    def write_reply(self, request_id: int, *, key: str, reply: Reply) -> None:
         """A request was answered. On disk when the call returns."""
-        head = {"kind": "reply", "id": request_id, "key": key, "cost_nano_usd": cost_nano_usd}
-        place = self._write({**head, "reply": reply})
+        head = {"kind": "reply", "id": request_id, "key": key, "cost_nano_usd": reply.cost_nano_usd}
+        place = self._write({**head, "reply": _to_row(reply)})
         self._sync()
-        self._end(request_id, cost_nano_usd)
+        self._end(request_id, reply.cost_nano_usd)
         self._replies[key] = place
         self.num_replies += 1
 
@@ -196,6 +202,15 @@ class Journal:
         if row["kind"] == "reply":
             self._replies[row["key"]] = place
             self.num_replies += 1
+
+
+def _to_row(reply: Reply) -> dict[str, Any]:
+    return {name: value for name, value in asdict(reply).items() if name not in ("is_from_journal", "cost_nano_usd")}
+
+
+def _to_reply(row: dict[str, Any], *, cost_nano_usd: int) -> Reply:
+    read = {"usage": Usage(**row["usage"]), "finish_reason": FinishReason(row["finish_reason"])}
+    return Reply(**{**row, **read}, cost_nano_usd=cost_nano_usd, is_from_journal=True)
 
 
 def _to_line(row: dict[str, Any]) -> bytes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aha.client.endpoint import Endpoint
-from aha.client.retries import FailedAttempt
+from aha.client.retries import FailedAttempt, is_retryable_status
 from aha.client.thinking import Split, split_thinking
 from aha.errors import RequestError
 from aha.types import FinishReason, Message, SamplingParams, Usage
@@ -77,6 +78,26 @@ def request_body(
     return body
 
 
+def rewording_for(refusal: str, *, body: Mapping[str, Any]) -> str:
+    """How a refused request can be said otherwise without asking for anything else; "" where it cannot.
+
+    OpenAI's reasoning models know only max_completion_tokens, and some vendors refuse a seed.
+    """
+    if "max_completion_tokens" in refusal and "max_tokens" in body:
+        return "max_completion_tokens"
+    return "no seed" if "seed" in body and re.search(r"\bseed\b", refusal) else ""
+
+
+def reword(body: Mapping[str, Any], *, rewordings: frozenset[str]) -> dict[str, Any]:
+    """A body with the rewordings that `rewording_for` has asked for."""
+    words = dict(body)
+    if "max_completion_tokens" in rewordings and "max_tokens" in words:
+        words["max_completion_tokens"] = words.pop("max_tokens")
+    if "no seed" in rewordings:
+        words.pop("seed", None)
+    return words
+
+
 def worst_usage(messages: Sequence[Message], *, max_tokens: int) -> Usage:
     """The most tokens that a request can use: no token is shorter than a byte.
 
@@ -114,9 +135,10 @@ def read_answer(body: Mapping[str, Any], *, worst: Usage) -> Answer:
     """
     if body.get("error"):
         usage = read_usage(body.get("usage"), worst=worst, num_text_bytes=0)
-        raise FailedAttempt(
-            f"answered with an error: {error_message(body)}", is_retryable=True, is_paid=True, usage=usage
-        )
+        status = _count(_mapping(body["error"]).get("code"))  # a gateway's word for what its upstream answered
+        is_retryable = status is None or not 400 <= status < 500 or is_retryable_status(status)
+        failure = f"answered with an error: {error_message(body)}"
+        raise FailedAttempt(failure, is_retryable=is_retryable, is_paid=True, usage=usage)
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None

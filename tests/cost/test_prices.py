@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aha.cost import custom_machine_price, machine_price, token_price
+from aha.cost import custom_machine_price, custom_token_price, machine_price, token_price
 from aha.cost.prices import LETTER_DATE, machine_names, token_names
 from aha.errors import ConfigError
 
@@ -82,3 +82,20 @@ def test_cost_grows_with_tokens_and_caching_never_makes_it_dearer(prompt: int, c
     assert price.cost_nano_usd(prompt + more, completion_tokens=completion) >= cost
     assert price.cost_nano_usd(prompt, completion_tokens=completion + more) >= cost
     assert price.cost_nano_usd(prompt, completion_tokens=completion, cached_tokens=prompt // 2) <= cost
+
+
+def test_your_own_token_price_names_its_amounts() -> None:
+    price = custom_token_price("0.55", usd_per_million_output=2.19, usd_per_million_cached="0.14", on=TODAY)
+    assert price.price_id == "custom-0.55-0.14-2.19-usd-per-million@2026-06-01"
+    r1 = token_price("deepseek-r1", on=LETTER_DATE)
+    assert price.cost_nano_usd(9, completion_tokens=7, cached_tokens=3) == r1.cost_nano_usd(
+        9, completion_tokens=7, cached_tokens=3
+    )
+    uncached = custom_token_price(1, usd_per_million_output=10, on=TODAY)
+    assert uncached.cost_nano_usd(5, completion_tokens=0, cached_tokens=5) == 5_000
+
+
+@pytest.mark.parametrize("usd", [-1, float("nan"), "free"])
+def test_token_price_that_is_no_price_is_refused(usd: float | str) -> None:
+    with pytest.raises(ConfigError, match="usd_per_million_output must be a number from 0 to 1,000,000"):
+        custom_token_price(1, usd_per_million_output=usd, on=TODAY)
