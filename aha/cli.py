@@ -22,7 +22,6 @@ import typer
 from aha.errors import AhaError, ConfigError
 
 if TYPE_CHECKING:
-    from aha.evaluate import EvalResult
     from aha.hub import ModelInfo
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
@@ -158,75 +157,66 @@ def _with_verifier(source: str, kind: str) -> str:
     return f"{source}{',' if colon else ':'}verify={kind}"
 
 
-@app.command(name="eval", epilog="Example: aha eval runs/countdown --task countdown --problems 500 --k 4")
+@app.command(name="eval", epilog="Example: aha eval runs/countdown --task countdown --problems 500 --k 4 --out scores")
 def evaluate(
-    model: ModelName,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="A folder, a run, a built-in name, a hub id, or openai:MODEL@URL."),
+    ],
     task: Annotated[
         str, typer.Option(metavar="TASK", help='"NAME", "NAME:key=value,…" or "data.jsonl:verify=number".')
-    ],
+    ] = "",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Set finished evaluations side by side: folders of --out, runs, files.")
+    ] = False,
     problems: Annotated[int, typer.Option(min=1, help="Held-out problems to ask.")] = 500,
-    k: Annotated[int, typer.Option("--k", min=1, help="Answers per problem, for pass@k and cons@k.")] = 1,
-    temperature: Temperature = 0.6,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 0.95,
-    max_tokens: MaxTokens = 512,
+    protocol: Annotated[
+        str, typer.Option(help="default, or r1: 0.6, 0.95, 32768 tokens, k 64. Options below win.")
+    ] = "default",
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Answers per problem, for pass@k and cons@k.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer, its thinking included.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the problems and the draws.")] = 0,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for eval.json and every output in eval.jsonl.")] = None,
+    price: Annotated[
+        str, typer.Option(help="In the price book, or dollars: an hour; of an endpoint IN/OUT per million tokens.")
+    ] = "",
+    budget_usd: Annotated[float | None, typer.Option(help="Of an endpoint: most that may be spent.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Of an endpoint: requests at a time.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for eval.json and eval.jsonl; the same call again goes on after a kill.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure pass@1, pass@k and cons@k with intervals."""
-    from aha.evaluate import Progress
-    from aha.evaluate import evaluate as measure
-    from aha.tasks import get_task
-    from aha.terminal import open_model
-    from aha.train.console import Console
-    from aha.train.rollouts import respond_with
-    from aha.types import SamplingParams
+    """Measure pass@1, pass@k and cons@k with intervals, here or at an endpoint; compare what was measured."""
+    from aha.terminal import evaluation
 
-    asked = get_task(task)
-    sampling = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
-    opened = open_model(model, device=device)
-    with Console("quiet" if as_json else "auto") as console, console.progress("evaluate", total=problems) as advance:
-        num_done = 0
-
-        def on_progress(progress: Progress) -> None:
-            nonlocal num_done
-            advance(progress.num_done - num_done)
-            num_done = progress.num_done
-
-        result = measure(
-            asked,
-            respond_with(opened.engine, opened.chat),
-            num_problems=problems,
-            num_samples=k,
-            sampling=sampling,
-            seed=seed,
-            out=out,
-            count_tokens=lambda text: len(opened.chat.encode(text)),
-            on_progress=on_progress,
+    form: Literal["text", "json"] = "json" if as_json else "text"
+    if compare:
+        print(evaluation.run_comparison(models, form=form))
+        return
+    if len(models) > 1:
+        raise ConfigError(
+            f"eval asks one model at a time, got {len(models)}; --compare sets finished ones side by side"
         )
-    print(result.to_json() if as_json else _describe_evaluation(result))
-
-
-def _describe_evaluation(result: EvalResult) -> str:
-    num_samples = result.manifest["num_samples"]
-    rows = [("pass@1", f"{_percent(result.pass_at_1)}   ({result.interval_low:.1%} to {result.interval_high:.1%})")]
-    rows += [(f"pass@{k}", _percent(share)) for k, share in result.pass_at_k.items() if k > 1]
-    if num_samples > 1:
-        rows.append((f"cons@{num_samples}", _percent(result.cons_at_k)))
-    tokens_per_second = result.completion_tokens / max(result.wall_seconds, 1e-9)
-    rows += [
-        ("cut off", _percent(result.truncated_fraction)),
-        ("no answer", _percent(result.parse_failure_fraction)),
-        ("tokens", f"{result.mean_tokens:5.0f} an answer, {result.mean_thinking_tokens or 0:.0f} of them thinking"),
-        ("speed", f"{tokens_per_second:5.0f} tokens/s"),
-    ]
-    head = f"{result.manifest['task']}: {result.num_problems} held-out problems x {num_samples}"
-    return "\n".join([head, *(f"{label:<10} {value}" for label, value in rows)])
-
-
-def _percent(share: float) -> str:
-    return f"{share:6.1%}"
+    options = evaluation.EvalOptions(
+        model=models[0],
+        task=task,
+        num_problems=problems,
+        protocol=protocol,
+        num_samples=k,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+        price=price,
+        budget_usd=budget_usd,
+        concurrency=concurrency,
+        out=out,
+    )
+    print(evaluation.run_evaluation(options, form=form))
 
 
 @app.command(epilog='Example: aha chat runs/countdown "3 7 8 > 24"')

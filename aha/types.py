@@ -90,6 +90,8 @@ class SamplingParams:
     """Strings that end a completion; the string itself is cut from the text."""
     seed: int | None = None
     """With a seed, a completion depends on (seed, index of the sample, prompt) alone. None draws a fresh one."""
+    first_sample: int = 0
+    """Index of the first of the samples: with 3, samples 3, 4, … of a seed are drawn, as if 0 to 2 had been before."""
 
     def __post_init__(self) -> None:
         checks = (
@@ -99,6 +101,7 @@ class SamplingParams:
             (0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1", self.top_p),
             (0.0 <= self.min_p < 1.0, "min_p", "at least 0 and below 1", self.min_p),
             (self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens),
+            (self.first_sample >= 0, "first_sample", "0 or more", self.first_sample),
         )
         for is_ok, name, rule, value in checks:
             if not is_ok:

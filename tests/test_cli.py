@@ -114,6 +114,10 @@ finally:
         (["eval", "noise", "--task", "countdown", "--problems", "many"], ["--problems", "integer"]),
         (["eval", "noise", "--task", "countdown", "--k", "0"], ["--k"]),
         (["eval", "noise", "--task", "countdown", "--temperature", "-1"], ["temperature must be between 0 and 10"]),
+        (["eval", "noise", "--task", "countdown", "--protocol", "r9"], ["unknown protocol 'r9'", "default, r1"]),
+        (["eval", "a", "b", "--task", "countdown"], ["one model at a time", "--compare"]),
+        (["eval", "--compare", "a", "b"], ["no evaluation at 'a'", "eval.json"]),
+        (["eval", "openai:m@ftp://x", "--task", "countdown"], ["openai:MODEL@URL"]),
         (["chat", "no-such-model", "hi"], ["no-such-model", "tiny"]),
         (["chat", "noise", "--json"], ["PROMPT"]),
         (["serve", "no-such-model", "--port", "0"], ["no-such-model"]),
@@ -210,6 +214,18 @@ def test_eval_prints_rates_and_writes_everything(aha: Aha, model_folder: Path, t
     assert result["num_completions"] == 6
     assert result == json.loads((tmp_path / "scores" / "eval.json").read_text(encoding="utf-8"))
     assert len((tmp_path / "scores" / "eval.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_eval_compares_finished_evaluations(aha: Aha, model_folder: Path) -> None:
+    for folder in ("a", "b"):
+        arguments = ["--problems", "3", "--max-tokens", "8", "--out", folder]
+        assert aha("eval", model_folder, "--task", "countdown", *arguments).code == 0
+    table = aha("eval", "--compare", "a", "b")
+    assert table.code == 0
+    assert "countdown: the same 3 problems x 1" in table.out
+    assert "p = 1.0000 (exact McNemar)" in table.out
+    pairs = json.loads(aha("eval", "a", "b", "--compare", "--json").out)["pairs"]
+    assert [(pair["before"], pair["after"]) for pair in pairs] == [("a", "b")]
 
 
 def test_module_runs_as_a_command() -> None:

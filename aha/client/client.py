@@ -191,7 +191,8 @@ class Client:
             for job in jobs:  # shared: each worker takes the next one
                 if failures:
                     return
-                request = self._request(job.messages, sampling=sampling, sample_index=job.sample_index)
+                index = sampling.first_sample + job.sample_index
+                request = self._request(job.messages, sampling=sampling, sample_index=index)
                 try:
                     done[job.row, job.column] = _to_completion(await self._ask(request, waits=True))
                 except AhaError as error:

@@ -41,4 +41,4 @@ def read_token_price(text: str) -> TokenPrice:
     try:
         return token_price(text, on=on)
     except ConfigError as error:
-        raise ConfigError(f"{error}; or write IN/OUT dollars per million tokens, e.g. 0.55/2.19") from None
+        raise ConfigError(f"{error}; or IN/OUT dollars per million tokens, e.g. 0.55/2.19") from None

@@ -88,7 +88,10 @@ class Rows:
         self.lengths_B[new] = len(request.prompt_ids)
         self.max_lengths_B[new] = request.max_length
         self.num_drawn_B[new] = 0
-        self.stream_keys_B[new] = torch.tensor([stream_key(request.seed, sample_index=i) for i in samples])
+        drawn_before = request.sampling.first_sample
+        self.stream_keys_B[new] = torch.tensor(
+            [stream_key(request.seed, sample_index=drawn_before + i) for i in samples]
+        )
         self._top_k_B[new] = request.sampling.top_k
         self._temperatures_B[new] = request.sampling.temperature
         self._top_p_B[new] = request.sampling.top_p

@@ -193,6 +193,7 @@ def _comparison(found: RunFolder) -> list[tuple[str, list[str]]]:
         row("cut off", lambda r: words.percent(r.truncated_fraction)),
         row("unreadable", lambda r: words.percent(r.parse_failure_fraction)),
         row("verifier errors", lambda r: words.percent(r.error_fraction)),
+        row("verifier timeouts", lambda r: words.percent(r.timeout_fraction)),
     ]
 
 

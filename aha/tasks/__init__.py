@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
-from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, HasTurns, Split, Task
+from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, HasTurns, HasVote, Split, Task
 from aha.tasks.countdown import Countdown
 from aha.tasks.mixture import Mixture, split_mixture
 from aha.tasks.python_file import PythonTask, load_task
@@ -27,6 +27,7 @@ __all__ = [
     "HasBaselines",
     "HasDemonstrations",
     "HasTurns",
+    "HasVote",
     "Mixture",
     "PythonTask",
     "Split",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from aha.errors import ConfigError
 from aha.tasks.base import Demonstration, Split
-from aha.tasks.verifiers import number
+from aha.tasks.verifiers import number, vote
 from aha.types import Completion, FinishReason, Outcome, Problem, Score
 
 TEST_SHARE_PERCENT = 10
@@ -80,6 +80,9 @@ class Arithmetic:
         if completion.finish_reason is FinishReason.LENGTH and not completion.answer:
             return Score(0.0, False, "ran out of tokens", Outcome.PARSE_FAILURE)
         return number(problem.answer, completion.answer)
+
+    def vote(self, problem: Problem, completion: Completion) -> str:
+        return vote("number", completion.answer)
 
     def demonstrations(self, *, seed: int) -> Iterator[Demonstration]:
         """Training problems with every intermediate result, e.g. "23 + 41 = 64. 64 - 17 = 47."."""

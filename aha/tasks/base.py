@@ -116,3 +116,11 @@ class HasFloor(Protocol):
     @property
     def floor(self) -> float:
         """Mean reward that such an answer deserves, below 1. Without it the self-check works it out."""
+
+
+@runtime_checkable
+class HasVote(Protocol):
+    """A task whose answers can be the same in other words, such as "12" and "The answer is 12."."""
+
+    def vote(self, problem: Problem, completion: Completion) -> str:
+        """What a readable answer counts for in a majority vote (cons@k): equal texts are the same answer."""

@@ -20,7 +20,7 @@ from aha.errors import ConfigError, DataError, unknown_name
 from aha.tasks import regex_worker
 from aha.tasks.base import Split
 from aha.tasks.table_file import Record, read_records
-from aha.tasks.verifiers import LETTERS, VERIFIERS
+from aha.tasks.verifiers import LETTERS, VERIFIERS, vote
 from aha.types import Completion, FinishReason, Outcome, Problem, Score
 
 Verify = Literal["auto", "number", "exact", "choice", "json", "regex"]
@@ -124,6 +124,9 @@ class Table:
         if completion.finish_reason is FinishReason.LENGTH and not completion.answer:
             return Score(0.0, False, "ran out of tokens", Outcome.PARSE_FAILURE)
         return self._judge(problem, completion.answer)
+
+    def vote(self, problem: Problem, completion: Completion) -> str:
+        return vote(self.verifier, completion.answer, choices=problem.data.get("choices", ()))
 
     def _judge(self, problem: Problem, answer: str) -> Score:
         verify = VERIFIERS[self.verifier]

@@ -75,8 +75,9 @@ def converse(
             if not live:
                 break
             budget = max(sampling.max_tokens - episode.num_tokens for episode in live)
-            seed = _turn_seed(sampling.seed, sample_index=sample_index, number=number)
-            params = replace(sampling, num_samples=1, max_tokens=budget, seed=seed)
+            index = sampling.first_sample + sample_index
+            seed = _turn_seed(sampling.seed, sample_index=index, number=number)
+            params = replace(sampling, num_samples=1, first_sample=0, max_tokens=budget, seed=seed)
             answers = ask([episode.messages for episode in live], params)
             for episode, (completion,) in zip(live, answers, strict=True):
                 episode.add(completion)

@@ -132,6 +132,18 @@ VERIFIERS: dict[str, Callable[..., Score]] = {
 }
 
 
+def vote(kind: str, answer: str, *, choices: Sequence[str] = ()) -> str:
+    """What an answer counts for in a majority vote: the number or letter it gives, else its text without blanks."""
+    try:
+        if kind == "number":
+            return str(last_number(answer))
+        if kind == "choice":
+            return _chosen(answer, choices)
+    except UnreadableError:
+        pass
+    return "".join(_last_boxed(answer[-MAX_ANSWER_CHARS:]).split())
+
+
 def _wrong(given: str) -> Score:
     return Score(0.0, False, f"says {given[:60]}")
 

@@ -5,17 +5,31 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, NamedTuple, TextIO
+from typing import Literal, NamedTuple, Protocol, TextIO
 
 import rich.console
 from rich import box
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from aha.train.columns import (
+    COLLECTING_COLUMNS,
+    COST_COLUMNS,
+    FOLLOWING_COLUMNS,
+    LOSS_COLUMNS,
+    MORE_REWARD_COLUMNS,
+    REWARD_COLUMNS,
+    Column,
+    clock,
+    number_of,
+    short,
+    shows,
+)
 
 ConsoleMode = Literal["live", "plain", "quiet"]
 MAX_SHOWN_CHARS = 600  # of one answer in the summary; samples.jsonl keeps all of it
@@ -90,14 +104,10 @@ class Summary:
     next_commands: tuple[NextCommand, ...] = ()
 
 
-class _Column(NamedTuple):
-    """One number of a step: its title in the table, its words on a plain line."""
+class Advance(Protocol):
+    """Says that so many more are done, and a few words on how it stands."""
 
-    title: str
-    width: int
-    show: Callable[[Mapping[str, object]], str]
-    words: str
-    """With {} for the number, e.g. "pass@1 {}"."""
+    def __call__(self, count: int = 1, *, note: str = "") -> None: ...
 
 
 class Console:
@@ -157,7 +167,7 @@ class Console:
             return
         for name, values in self._history.items():
             if name in metrics:
-                values.append(_number(metrics, name))
+                values.append(number_of(metrics, name))
         self._first_row = self._first_row or metrics
         columns = self._columns(metrics)
         if self.mode == "plain":
@@ -168,16 +178,17 @@ class Console:
             self._print(Text(f"  {metrics['note']}", style="yellow"))
 
     @contextmanager
-    def progress(self, label: str, *, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, label: str, *, total: int) -> Iterator[Advance]:
         """Show how far a long phase has come: `with console.progress("eval", total=500) as advance: advance(32)`."""
         phase = _Phase(label, total)
         outer, self._phase = self._phase, phase
 
-        def advance(count: int = 1) -> None:
+        def advance(count: int = 1, *, note: str = "") -> None:
             quarters_before = 4 * phase.num_done // max(total, 1)
             phase.num_done += count
+            phase.note = note
             if self.mode == "plain" and 4 * phase.num_done // max(total, 1) > quarters_before:
-                self._print(Text(f"{label}: {phase.num_done} of {total}"))
+                self._print(Text(f"{label}: {phase.words}"))
 
         try:
             yield advance
@@ -193,34 +204,34 @@ class Console:
     def _print(self, block: Text | Table) -> None:
         self._rich.print(block, soft_wrap=self.mode == "plain" and isinstance(block, Text))
 
-    def _columns(self, metrics: Mapping[str, object]) -> list[_Column]:
-        step = _Column("step", 8, lambda row: self._step_words(row), "step {}")
-        left = _Column("left", 6, lambda row: self._time_left(row), "{} left")
+    def _columns(self, metrics: Mapping[str, object]) -> list[Column]:
+        step = Column("step", 8, lambda row: self._step_words(row), "step {}")
+        left = Column("left", 6, lambda row: self._time_left(row), "{} left")
         is_reward_step = "reward_mean" in metrics
-        middle = list(_REWARD_COLUMNS if is_reward_step else _LOSS_COLUMNS)
+        middle = list(REWARD_COLUMNS if is_reward_step else LOSS_COLUMNS)
         if "num_kept" in metrics:
-            middle = list(_COLLECTING_COLUMNS)
+            middle = list(COLLECTING_COLUMNS)
         elif "divergence" in metrics:
-            middle = list(_FOLLOWING_COLUMNS)
+            middle = list(FOLLOWING_COLUMNS)
         elif is_reward_step and (self.mode == "plain" or self._rich.width >= WIDE_COLUMNS):
-            middle += _MORE_REWARD_COLUMNS
-        return [step, *middle, *_COST_COLUMNS, left]
+            middle += MORE_REWARD_COLUMNS
+        return [step, *middle, *COST_COLUMNS, left]
 
     def _step_words(self, row: Mapping[str, object]) -> str:
-        step = int(_number(row, "step"))
+        step = int(number_of(row, "step"))
         return f"{step}/{self._last_step}" if self._last_step else str(step)
 
     def _time_left(self, row: Mapping[str, object]) -> str:
         """At the pace since this stage's first row; a first row has only the run's pace so far to go by."""
         since = {"step": 0, "time_seconds": 0.0} if self._first_row in (None, row) else self._first_row
         assert since is not None
-        num_steps = _number(row, "step") - _number(since, "step")
-        seconds = _number(row, "time_seconds") - _number(since, "time_seconds")
+        num_steps = number_of(row, "step") - number_of(since, "step")
+        seconds = number_of(row, "time_seconds") - number_of(since, "time_seconds")
         if not self._last_step or num_steps <= 0:
             return "?"
-        return _clock(seconds / num_steps * max(self._last_step - _number(row, "step"), 0.0))
+        return clock(seconds / num_steps * max(self._last_step - number_of(row, "step"), 0.0))
 
-    def _table_row(self, metrics: Mapping[str, object], columns: Sequence[_Column]) -> None:
+    def _table_row(self, metrics: Mapping[str, object], columns: Sequence[Column]) -> None:
         titles = tuple(column.title for column in columns)
         if titles != self._titles or self._rows_since_header == HEADER_EVERY:
             self._titles, self._rows_since_header = titles, 0
@@ -237,13 +248,14 @@ class Console:
         for name, label in (("reward_mean", "reward"), ("mean_thinking_tokens", "thinking"), ("loss", "loss")):
             values = self._history[name]
             if len(values) > 1 and not (name == "loss" and self._history["reward_mean"]):
-                ends = f"{_short(values[0])} to {_short(values[-1])}"
+                ends = f"{short(values[0])} to {short(values[-1])}"
                 grid.add_row(Text(label, style="dim"), Text(sparkline(values, width=width), style="cyan"), Text(ends))
         if self._phase is not None:
             done = min(self._phase.num_done / max(self._phase.total, 1), 1.0)
+            width = max(width - len(self._phase.note), 10)
             bar = "━" * round(done * width)
-            words = f"{self._phase.num_done} of {self._phase.total}"
-            grid.add_row(Text(self._phase.label), Text(bar.ljust(width, "─"), style="green"), Text(words))
+            bar = bar.ljust(width, "─")
+            grid.add_row(Text(self._phase.label), Text(bar, style="green"), Text(self._phase.words))
         return grid
 
 
@@ -252,6 +264,11 @@ class _Phase:
     label: str
     total: int
     num_done: int = field(default=0)
+    note: str = ""
+
+    @property
+    def words(self) -> str:
+        return f"{self.num_done} of {self.total}" + (f", {self.note}" if self.note else "")
 
 
 def sparkline(values: Sequence[float], *, width: int) -> str:
@@ -264,76 +281,15 @@ def sparkline(values: Sequence[float], *, width: int) -> str:
     return "".join(levels[round((value - low) / (high - low) * 7) if high > low else 3] for value in means)
 
 
-def _number(row: Mapping[str, object], name: str) -> float:
-    value = row.get(name)
-    return float(value) if isinstance(value, (int, float)) else float("nan")
-
-
-def _shows(name: str, spec: str, *, scale: float = 1.0) -> Callable[[Mapping[str, object]], str]:
-    """A column's formatter; a number that the row does not have is a dash."""
-
-    def show(row: Mapping[str, object]) -> str:
-        value = _number(row, name)
-        return "-" if value != value else format(value * scale, spec)
-
-    return show
-
-
-def _clock(seconds: float) -> str:
-    if seconds != seconds:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"
-
-
-_REWARD_COLUMNS = (
-    _Column("reward", 6, _shows("reward_mean", ".3f"), "reward {}"),
-    _Column("pass@1", 7, _shows("pass_at_1", ".1f", scale=100), "pass@1 {} %"),
-    _Column("thinking", 8, _shows("mean_thinking_tokens", ".0f"), "thinking {} tokens"),
-    _Column("entropy", 7, _shows("entropy", ".3f"), "entropy {}"),
-    _Column("teaching", 8, _shows("teaching_fraction", ".0%"), "teaching groups {}"),
-)
-_MORE_REWARD_COLUMNS = (
-    _Column("cut off", 7, _shows("truncated_fraction", ".0%"), "cut off {}"),
-    _Column("grad norm", 9, _shows("grad_norm", ".3f"), "grad norm {}"),
-)
-_COLLECTING_COLUMNS = (
-    _Column("pass@1", 7, _shows("pass_at_1", ".1f", scale=100), "pass@1 {} %"),
-    _Column("tokens", 7, _shows("mean_tokens", ".0f"), "{} tokens an answer"),
-    _Column("kept", 6, _shows("num_kept", ".0f"), "kept {}"),
-    _Column("examples", 8, _shows("num_examples", ".0f"), "{} examples"),
-)
-_FOLLOWING_COLUMNS = (
-    _Column("KL", 8, _shows("divergence", ".4f"), "divergence {} nats a token"),
-    _Column("pass@1", 7, _shows("pass_at_1", ".1f", scale=100), "pass@1 {} %"),
-    _Column("tokens", 7, _shows("mean_tokens", ".0f"), "{} tokens an answer"),
-    _Column("grad norm", 9, _shows("grad_norm", ".3f"), "grad norm {}"),
-)
-_LOSS_COLUMNS = (
-    _Column("loss", 8, _shows("loss", ".4f"), "loss {}"),
-    _Column("learning rate", 13, _shows("learning_rate", ".2e"), "learning rate {}"),
-    _Column("grad norm", 9, _shows("grad_norm", ".3f"), "grad norm {}"),
-)
-_COST_COLUMNS = (
-    _Column("tok/s", 6, _shows("tokens_per_second", ".0f"), "{} tok/s"),
-    _Column("cost $", 7, _shows("cost_usd", ".4f"), "${}"),
-    _Column("time", 5, lambda row: _clock(_number(row, "time_seconds")), "{}"),
-)
-
-
 def _percent(rate: PassRate) -> str:
     low, high = 100 * rate.interval_low, 100 * rate.interval_high
     return f"{100 * rate.pass_at_1:5.1f} %  (95 % interval {low:.1f} to {high:.1f})"
 
 
 def _evaluation_line(row: Mapping[str, object]) -> str:
-    share, low, high = (_shows(name, ".1f", scale=100)(row) for name in ("pass_at_1", "interval_low", "interval_high"))
-    thinking = _shows("mean_thinking_tokens", ".0f")(row)
-    step = _shows("step", ".0f")(row)
+    share, low, high = (shows(name, ".1f", scale=100)(row) for name in ("pass_at_1", "interval_low", "interval_high"))
+    thinking = shows("mean_thinking_tokens", ".0f")(row)
+    step = shows("step", ".0f")(row)
     return f"held out after step {step}: pass@1 {share} % ({low} to {high}), thinking {thinking} tokens"
 
 

@@ -70,7 +70,7 @@ class Episode:
     def turn_params(self) -> SamplingParams:
         """How the next turn is drawn: from a stream of its own for each sample and turn."""
         seed = derive_seed(self.params.seed or 0, "turn", self.sample_index, len(self._turns))
-        return dataclasses.replace(self.params, num_samples=1, max_tokens=self.num_left, seed=seed)
+        return dataclasses.replace(self.params, num_samples=1, first_sample=0, max_tokens=self.num_left, seed=seed)
 
     def take_turn(self, drawn: Completion, *, task: HasTurns, chat: ChatFormat, window: int) -> None:
         """Append a sampled turn, and what the task answers to it.
@@ -214,7 +214,10 @@ def _begin(
         seeded = asked if asked.seed is not None else dataclasses.replace(asked, seed=secrets.randbits(63))
         for sample_index in range(asked.num_samples):
             episodes[index, sample_index] = Episode(
-                problem, prompt_ids=prompt_ids, params=seeded, sample_index=sample_index
+                problem,
+                prompt_ids=prompt_ids,
+                params=seeded,
+                sample_index=seeded.first_sample + sample_index,
             )
     return episodes
 

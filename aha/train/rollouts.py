@@ -46,6 +46,22 @@ class EngineRespond:
             finish=lambda _, completion: completion,
         )
 
+    def respond_each(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        samplings: Sequence[SamplingParams],
+        *,
+        on_completion: Callable[[int, int, Completion], None],
+    ) -> None:
+        """The same, each completion handed over the moment it ends; see `aha.evaluate.RespondsOneByOne`."""
+        prompts = [self.chat.render(messages) for messages in conversations]
+
+        def hand_over(index: int, sample_index: int, completion: Completion) -> None:
+            on_completion(index, sample_index, self._parse(completion, prompts[index], samplings[index]))
+
+        seeded = [_seed_for(sampling, prompt) for sampling, prompt in zip(samplings, prompts, strict=True)]
+        self.engine.generate(prompts, seeded, on_completion=hand_over)
+
     def _parse(self, completion: Completion, prompt_ids: Sequence[int], sampling: SamplingParams) -> Completion:
         is_thinking = self.chat.starts_in_thinking(prompt_ids)
         return self.chat.parse(completion, starts_in_thinking=is_thinking, stop=sampling.stop)

@@ -81,6 +81,26 @@ def test_samples_of_a_group_are_its_prompt_sampled_alone(make_model: Any) -> Non
     assert [c.token_ids for c in fewer] == [c.token_ids for c in group[:3]]
 
 
+def test_samples_from_a_later_index_on_are_those_of_the_whole_group(make_model: Any) -> None:
+    model = make_model()
+    whole = Engine(model).generate(PROMPTS, SamplingParams(num_samples=6, max_tokens=12, seed=4))
+    rest = SamplingParams(num_samples=3, first_sample=3, max_tokens=12, seed=4)
+    for group, later in zip(whole, Engine(model).generate(PROMPTS, rest), strict=True):
+        assert [c.token_ids for c in later] == [c.token_ids for c in group[3:]]
+
+
+def test_completions_are_handed_over_as_they_end(make_model: Any) -> None:
+    handed: list[tuple[int, int, Completion]] = []
+    done = Engine(make_model(), max_batch_size=5).generate(
+        PROMPTS,
+        [SamplingParams(num_samples=3, max_tokens=limit, seed=4) for limit in (30, 20, 10, 2)],
+        on_completion=lambda *completion: handed.append(completion),
+    )
+    assert len(handed) == 12
+    assert all(done[prompt][sample] is completion for prompt, sample, completion in handed)
+    assert [place[:2] for place in handed] != sorted(place[:2] for place in handed), "short ones do not wait"
+
+
 def test_repeated_run_is_bit_identical_whatever_ran_before(make_model: Any) -> None:
     model = make_model()
     engine = Engine(model, max_batch_size=7)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aha.tasks import regex_worker
+from aha.tasks import regex_worker, verifiers
 from aha.tasks.regex_worker import RegexWorker, Verdict
 from aha.tasks.verifiers import VERIFIERS, choice, exact, json_value, last_number, number, regex
 from aha.types import Outcome, Score
@@ -293,3 +293,22 @@ def test_empty_answer_is_a_parse_failure(kind: str) -> None:
 )
 def test_unusable_gold_answer_is_an_error_not_a_score(kind: str, gold: str) -> None:
     assert VERIFIERS[kind](gold, "12").outcome is Outcome.ERROR
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers"),
+    [
+        ("number", ["12", "The answer is 12.", "\\boxed{12}", "12.0", "24/2"]),
+        ("choice", ["B", "(b)", "The answer is B", "Paris"]),
+        ("exact", ["a  b", "ab", "so: \\boxed{a b}"]),
+    ],
+)
+def test_answers_that_say_the_same_have_the_same_vote(kind: str, answers: list[str]) -> None:
+    votes = {verifiers.vote(kind, answer, choices=("Rome", "Paris")) for answer in answers}
+    assert len(votes) == 1
+    assert verifiers.vote(kind, "13 or Rome", choices=("Rome", "Paris")) not in votes
+
+
+def test_vote_of_any_text_is_a_text() -> None:
+    for hostile in ("", "\ud800", "\\boxed{" * 5000, "9" * 100_000, "no number"):
+        assert isinstance(verifiers.vote("number", hostile), str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,21 @@ def test_answers_do_not_depend_on_what_they_are_asked_together_with(job: Job) ->
     alone = [respond([messages], sampling)[0] for messages in conversations]
     assert [[c.token_ids for c in group] for group in together] == [[c.token_ids for c in group] for group in alone]
     assert together[0][0].text == job.chat.decode(together[0][0].token_ids)
+
+
+def test_answers_one_by_one_are_those_that_come_together(job: Job) -> None:
+    respond = respond_with(job.engine, job.chat)
+    conversations = [[Message("user", text)] for text in ("one", "two", "three")]
+    sampling = SamplingParams(max_tokens=6, seed=5, num_samples=3)
+    together = respond(conversations, sampling)
+    came: dict[tuple[int, int], Completion] = {}
+    later = replace(sampling, num_samples=1, first_sample=2)
+    respond.respond_each(
+        conversations, [sampling, later, later], on_completion=lambda row, index, c: came.update({(row, index): c})
+    )
+    assert came.keys() == {(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)}
+    assert [came[0, index] for index in range(3)] == together[0]
+    assert [came[1, 0].text, came[2, 0].text] == [together[1][2].text, together[2][2].text]
 
 
 def group(*scores: Score, truncated: tuple[int, ...] = ()) -> RolloutGroup:

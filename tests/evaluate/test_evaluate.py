@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aha.cost import custom_machine_price, custom_token_price
 from aha.errors import AhaError, DataError, RequestError
 from aha.evaluate import (
     EvalResult,
@@ -50,10 +52,24 @@ class Sums:
     def score(self, problem: Problem, completion: Completion) -> Score:
         if completion.answer == "crash":
             return Score(0.0, False, "the verifier ran out of memory", Outcome.ERROR)
+        if completion.answer == "stall":
+            return Score(0.0, False, "10 s were not enough", Outcome.TIMEOUT)
         if not completion.answer:
             return Score(0.0, False, "no answer", Outcome.PARSE_FAILURE)
         is_right = completion.answer == problem.answer
         return Score(float(is_right), is_right)
+
+
+@dataclass(frozen=True)
+class WordySums(Sums):
+    """A task whose answers may stand in a sentence."""
+
+    def score(self, problem: Problem, completion: Completion) -> Score:
+        is_right = self.vote(problem, completion) == problem.answer
+        return Score(float(is_right), is_right)
+
+    def vote(self, problem: Problem, completion: Completion) -> str:
+        return completion.answer.split()[-1]
 
 
 @dataclass(frozen=True)
@@ -164,8 +180,16 @@ def test_verifier_errors_are_counted_and_masked() -> None:
         Sums(), Adder(lambda prompt: [gold(prompt), "crash", "crash", "wrong"]), num_problems=20, num_samples=4
     )
     assert result.pass_at_1 == pytest.approx(0.5)
-    assert result.error_fraction == pytest.approx(0.5)
+    assert (result.error_fraction, result.timeout_fraction) == (pytest.approx(0.5), 0.0)
     assert result.pass_at_k == {1: pytest.approx(0.5), 2: pytest.approx(1.0)}, "no problem has 4 scored completions"
+
+
+def test_verifier_timeouts_are_counted_apart_and_masked() -> None:
+    result = evaluate(
+        Sums(), Adder(lambda prompt: [gold(prompt), "stall", "crash", "wrong"]), num_problems=20, num_samples=4
+    )
+    assert (result.pass_at_1, result.error_fraction, result.timeout_fraction) == (0.5, 0.25, 0.25)
+    assert set(result.problem_scores.values()) == {(1, 2)}
 
 
 def test_problem_whose_every_verification_failed_is_left_out() -> None:
@@ -244,10 +268,27 @@ def test_pass_at_k_equals_counting_every_subset() -> None:
         assert pass_at_k(num_samples, num_correct=num_correct, k=k) == pytest.approx(expected)
 
 
-def test_pass_at_k_is_reported_for_powers_of_two() -> None:
+def test_pass_at_k_is_reported_for_powers_of_two_and_all_samples() -> None:
     result = evaluate(Sums(), Adder(lambda p: [gold(p), *["wrong"] * 11]), num_problems=5, num_samples=12)
-    assert list(result.pass_at_k) == [1, 2, 4, 8]
+    assert list(result.pass_at_k) == list(result.consensus_at_k) == [1, 2, 4, 8, 12]
     assert result.pass_at_k[8] == pytest.approx(8 / 12)
+    assert result.pass_at_k.keys() == result.pass_at_k_intervals.keys() == result.consensus_intervals.keys()
+    assert result.consensus_at_k[1] == result.pass_at_1, "a vote of one is one answer"
+    assert result.consensus_at_k[12] == result.cons_at_k == 0.0, "eleven say the same wrong thing"
+
+
+def test_every_rate_has_an_interval_around_it() -> None:
+    result = evaluate(
+        Sums(),
+        Adder(lambda p: [gold(p), gold(p), "a", "b"] if int(p.split()[0]) % 3 else ["a", gold(p), "a", "b"]),
+        num_problems=60,
+        num_samples=4,
+    )
+    for k, (low, high) in {**result.pass_at_k_intervals}.items():
+        assert low <= result.pass_at_k[k] <= high
+    for k, (low, high) in result.consensus_intervals.items():
+        assert low <= result.consensus_at_k[k] <= high
+        assert low < high
 
 
 def vote(*answers: tuple[str, bool, Outcome]) -> float:
@@ -261,6 +302,74 @@ def test_consensus_is_the_most_frequent_answer() -> None:
     assert vote(("8", False, scored), ("7", True, scored)) == 0.5, "a tie is worth what a coin would win"
     assert vote(("", False, Outcome.PARSE_FAILURE), ("", False, Outcome.PARSE_FAILURE), ("7", True, scored)) == 1.0
     assert vote(("", False, Outcome.PARSE_FAILURE)) == 0.0
+
+
+def test_consensus_counts_what_the_task_says_is_the_same_answer() -> None:
+    wordy = Adder(lambda prompt: [gold(prompt), f"it is {gold(prompt)}", "0", "0"])
+    assert evaluate(WordySums(), wordy, num_problems=4, num_samples=4).cons_at_k == 0.5, "a tie"
+    assert evaluate(Sums(), wordy, num_problems=4, num_samples=4).cons_at_k == 0.0, "texts that differ"
+    boxed = Adder(lambda prompt: ["\\boxed{1}", "I get \\boxed{ 1 }.", "2"])
+    result = evaluate(Sums(), boxed, num_problems=1, num_samples=3)
+    assert result.consensus_at_k[3] == 0.0
+
+
+def test_dollars_come_from_the_machine_or_from_the_completions() -> None:
+    price = custom_machine_price("3600", on=date(2026, 1, 1))  # a dollar a second
+    result = evaluate(Sums(), Adder(even_is_right), num_problems=20, price=price)
+    assert result.cost_usd == pytest.approx(result.wall_seconds, abs=0.001)
+    assert result.usd_per_solved == pytest.approx(result.cost_usd / result.num_correct)
+    assert result.manifest["price"] == price.price_id
+
+    def paid(conversations: list[list[Message]], sampling: SamplingParams) -> list[list[Completion]]:
+        group = [replace(completion(answer), cost_nano_usd=2_000_000) for answer in ("crash", "wrong")]
+        return [[replace(completion(gold(c[-1].content)), cost_nano_usd=6_000_000), *group] for c in conversations]
+
+    charged = evaluate(Sums(), paid, num_problems=10, num_samples=3)
+    assert charged.cost_usd == pytest.approx(10 * 0.010), "failed verifications were paid for too"
+    assert charged.usd_per_solved == pytest.approx(0.010)
+
+
+def test_dollars_that_are_not_known_are_not_claimed() -> None:
+    unpriced = evaluate(Sums(), Adder(even_is_right), num_problems=4)
+    assert (unpriced.cost_usd, unpriced.usd_per_solved) == (None, None)
+    free = evaluate(
+        Sums(),
+        Adder(lambda _: ["wrong"]),
+        num_problems=4,
+        price=custom_token_price("0", usd_per_million_output="0", on=date(2026, 1, 1)),
+    )
+    assert (free.cost_usd, free.usd_per_solved) == (0.0, None), "nothing was solved"
+
+
+def test_result_of_an_older_version_loads(tmp_path: Path) -> None:
+    result = evaluate(Sums(), Adder(even_is_right), num_problems=3)
+    fields = json.loads(result.to_json())
+    newer = ("timeout_fraction", "pass_at_k_intervals", "consensus_at_k", "consensus_intervals", "cost_usd")
+    for name in (*newer, "usd_per_solved"):
+        del fields[name]
+    (tmp_path / "old.json").write_text(json.dumps(fields))
+    loaded = load_result(tmp_path / "old.json")
+    assert (loaded.pass_at_1, loaded.cost_usd, loaded.consensus_at_k) == (result.pass_at_1, None, {})
+
+
+def test_protocol_is_named_in_the_manifest_when_it_was_kept() -> None:
+    sampling = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=32_768)
+    by_r1 = evaluate(Sums(), Adder(even_is_right), num_problems=2, sampling=sampling, max_tokens_cap=1000)
+    assert (by_r1.manifest["protocol"], by_r1.manifest["max_tokens_cap"]) == ("r1", 1000)
+    warmer = evaluate(Sums(), Adder(even_is_right), num_problems=2, sampling=replace(sampling, temperature=0.7))
+    assert warmer.manifest["protocol"] == ""
+
+
+def test_memory_is_bounded_by_calls_of_a_limited_size() -> None:
+    def sizes(num_problems: int, num_samples: int, max_tokens: int) -> list[int]:
+        respond = Adder(lambda prompt: [gold(prompt)] * respond.sampling[-1].num_samples)
+        sampling = SamplingParams(max_tokens=max_tokens)
+        evaluate(Sums(), respond, num_problems=num_problems, num_samples=num_samples, sampling=sampling)
+        return [len(call) * s.num_samples for call, s in zip(respond.calls, respond.sampling, strict=True)]
+
+    assert sizes(20, 64, 512) == [512, 512, 256], "whole groups, an engine's largest batch"
+    assert sizes(4, 64, 32_768) == [128, 128], "long answers, fewer at a time"
+    assert sizes(2, 600, 512) == [512, 88] * 2, "a group too large for a call is cut"
 
 
 def test_bootstrap_interval_agrees_with_the_normal_approximation() -> None:
