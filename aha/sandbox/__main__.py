@@ -1,4 +1,4 @@
-"""`python -m aha.sandbox`: whether each backend confines on this machine, and what a run costs. Exit code 2 if none does."""
+"""`python -m aha.sandbox`: whether each backend confines on this machine, and what a run costs; exits with 2 if none."""
 
 from __future__ import annotations
 

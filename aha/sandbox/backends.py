@@ -35,15 +35,15 @@ class Descriptors:
     """For bubblewrap's report of its process 1."""
 
 
-CommandLine = Callable[[FileView, Descriptors, int], list[str]]
+CommandLine = Callable[[FileView, Descriptors], list[str]]
 
 
-def native_command(view: FileView, fds: Descriptors, disk_bytes: int) -> list[str]:
+def native_command(view: FileView, fds: Descriptors) -> list[str]:
     """Everything is done by the first program itself, with the system calls of the kernel."""
     return ["/bin/sh", "-c", _VOLUNTEER_FOR_OOM, "sh", *_python(fds, folder=str(_STAGE_FILE.parent))]
 
 
-def bubblewrap_command(view: FileView, fds: Descriptors, disk_bytes: int) -> list[str]:
+def bubblewrap_command(view: FileView, fds: Descriptors) -> list[str]:
     """Namespaces and the file system by bubblewrap; as root without a user namespace, see `stage.lock`.
 
     Raises:
@@ -53,17 +53,18 @@ def bubblewrap_command(view: FileView, fds: Descriptors, disk_bytes: int) -> lis
     if program is None:
         raise SandboxError("bubblewrap: no bwrap on the PATH; install the package bubblewrap")
     words = [program, "--die-with-parent", "--as-pid-1", "--info-fd", str(fds.info), "--cap-drop", "ALL"]
+    words += ["--cap-add", "CAP_SYS_ADMIN"]  # for the working directory, whose number of files bwrap cannot limit
     words += [f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts", "cgroup-try")]
-    if os.geteuid() == 0:
+    if stage.can_become_nobody():
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         words += ["--unshare-user", "--uid", str(stage.NOBODY), "--gid", str(stage.NOBODY)]
     words += _bubblewrap_files(view)
-    words += ["--perms", "1777", "--size", str(disk_bytes), "--tmpfs", stage.WORK_FOLDER, "--remount-ro", "/"]
+    words += ["--dir", stage.WORK_FOLDER, "--remount-ro", "/"]
     return ["/bin/sh", "-c", _VOLUNTEER_FOR_OOM, "sh", *words, "--", *_python(fds, folder=_STAGE_FOLDER)]
 
 
-def unconfined_command(view: FileView, fds: Descriptors, disk_bytes: int) -> list[str]:
+def unconfined_command(view: FileView, fds: Descriptors) -> list[str]:
     """No confinement at all, only the limits of setrlimit: for `confinement="unsafe_none"`."""
     return _python(fds, folder=str(_STAGE_FILE.parent))
 

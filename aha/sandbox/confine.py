@@ -8,12 +8,11 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aha.errors import SandboxError
+from aha.errors import SandboxError, unknown_name
 from aha.sandbox import probe_program
 from aha.sandbox.backends import BACKENDS, view_rows
 from aha.sandbox.filter import seccomp_filter
@@ -37,7 +36,12 @@ class Sandbox:
     """Paths of the host that programs may read besides the Python runtime."""
 
     def run_python(
-        self, program: str, *, stdin: bytes = b"", files: Mapping[str, bytes] | None = None, limits: Limits | None = None
+        self,
+        program: str,
+        *,
+        stdin: bytes = b"",
+        files: Mapping[str, bytes] | None = None,
+        limits: Limits | None = None,
     ) -> Result:
         """Run a program text as `__main__` of a fresh Python without site-packages.
 
@@ -59,34 +63,40 @@ class Sandbox:
     ) -> Result:
         """Run an executable file that is visible inside, by its absolute path, with arguments and no environment."""
         if not argv or not os.path.isabs(argv[0]) or any("\0" in word for word in argv):
-            raise SandboxError(f"sandbox: argv must start with an absolute path and hold no NUL, got {list(argv)!r:.80}")
+            raise SandboxError(
+                f"sandbox: argv must start with an absolute path and hold no NUL, got {list(argv)!r:.80}"
+            )
         return self._run(argv, stdin=stdin, files=files or {}, limits=limits or Limits())
 
     def _run(self, argv: Sequence[str], *, stdin: bytes, files: Mapping[str, bytes], limits: Limits) -> Result:
         for name in files:
             if not _FILE_NAME.fullmatch(name):
-                raise SandboxError(f"sandbox: a file's name must be letters, digits, '_', '-' and '.', got {name!r:.80}")
+                raise SandboxError(
+                    f"sandbox: a file's name must be letters, digits, '_', '-' and '.', got {name!r:.80}"
+                )
         # What we put there does not count against the program's share.
         disk_bytes = limits.disk_bytes + sum(len(content) + 2 * _PAGE_BYTES for content in files.values())
         view = python_view(readable=self.readable)
         # Process 1 counts as one, and so does its parent where that is in the same user namespace.
-        num_processes = limits.num_processes + (1 if os.geteuid() == 0 or self.backend != "native" else 2)
+        num_processes = limits.num_processes + (2 if self.backend == "native" and os.geteuid() else 1)
         numbers = (limits.cpu_seconds, limits.memory_bytes, num_processes, disk_bytes, limits.num_open_files)
-        with ExitStack() as stack:
-            folder = ""
-            if self.backend == "unconfined":
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aha-unconfined-"))
-            job = {
-                "backend": self.backend.encode(),
-                "limits": " ".join(map(str, numbers)).encode(),
-                "view": "\n".join(view_rows(view)).encode(),
-                "filter": seccomp_filter() if self.backend in BACKENDS else b"",
-                "folder": os.fsencode(folder),
-                "argv": os.fsencode("\0".join(argv)),
-                **{f"file {name}": content for name, content in files.items()},
-            }
-            run = Run(self.backend, limits=limits)
-            return run.run(view, disk_bytes=disk_bytes, job=encode_job(job), stdin=stdin)
+        job = {
+            "backend": self.backend.encode(),
+            "limits": " ".join(map(str, numbers)).encode(),
+            "view": "\n".join(view_rows(view)).encode(),
+            "filter": seccomp_filter() if self.backend in BACKENDS else b"",
+            "argv": os.fsencode("\0".join(argv)),
+            **{f"file {name}": content for name, content in files.items()},
+        }
+        run = Run(self.backend, limits=limits)
+        try:
+            if self.backend in BACKENDS:
+                return run.run(view, job=encode_job(job), stdin=stdin)
+            with tempfile.TemporaryDirectory(prefix="aha-unconfined-") as folder:
+                job["folder"] = os.fsencode(folder)
+                return run.run(view, job=encode_job(job), stdin=stdin)
+        except OSError as error:  # of this process: no file descriptor left, no memory to start another
+            raise SandboxError(f"{self.backend}: could not be run: {error}") from None
 
 
 def require(
@@ -105,6 +115,9 @@ def require(
     Raises:
         SandboxError: when none of the backends can confine here; says what each lacks, and the fix.
     """
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise SandboxError(unknown_name("sandbox backend", backend, BACKENDS))
     if confinement == "unsafe_none":
         return Sandbox(backend="unconfined", readable=tuple(readable))
     return _proven(tuple(backends), tuple(readable))

@@ -117,4 +117,9 @@ def _only(index: int, values: tuple[int, ...]) -> list[bytes]:
 
 
 def _unless_any_bit(index: int, mask: int) -> list[bytes]:
-    return [_load_argument(index), _step(_JUMP_ANY_BIT, mask, if_true=1), _step(_RETURN, _ALLOW), _step(_RETURN, _EPERM)]
+    return [
+        _load_argument(index),
+        _step(_JUMP_ANY_BIT, mask, if_true=1),
+        _step(_RETURN, _ALLOW),
+        _step(_RETURN, _EPERM),
+    ]

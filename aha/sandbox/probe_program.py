@@ -1,17 +1,19 @@
 """Runs inside a new sandbox and tries to leave it. What succeeds is written to the channel: nothing may.
 
-Its argument is a Python literal apart: the lines of the file "targets" are a file of the host that anyone may read, and
-the number of a process of the host.
+The lines of the file "targets" in its working directory are a file of the host that anyone may read there, and the
+number of a process of the host.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 from collections.abc import Callable
 
 CHANNEL_FD = 3
+NUM_FORKS = 24
 
 
 def _read(path: str) -> None:
@@ -46,6 +48,12 @@ def _keep_environment() -> None:
         raise PermissionError
 
 
+def _start_too_many() -> None:
+    for _ in range(NUM_FORKS):
+        if os.fork() == 0:
+            signal.pause()
+
+
 def main() -> None:
     with open("targets") as stream:
         host_file, host_process = stream.read().splitlines()
@@ -64,6 +72,7 @@ def main() -> None:
         "is not nobody": _be_somebody,
         "becomes root": lambda: os.setuid(0),
         "keeps its environment": _keep_environment,
+        "starts processes without limit": _start_too_many,
     }
     succeeded = []
     for name, attempt in attempts.items():

@@ -47,7 +47,7 @@ class Run:
         self._read = {name: bytearray() for name in ("stdout", "stderr", "channel", "status", "info")}
         self._unwritten: dict[str, memoryview] = {}
 
-    def run(self, view: FileView, *, disk_bytes: int, job: bytes, stdin: bytes) -> Result:
+    def run(self, view: FileView, *, job: bytes, stdin: bytes) -> Result:
         """Start it, feed it, read from it, end it.
 
         Raises:
@@ -57,7 +57,7 @@ class Run:
             pipes = {name: _open_pipe(stack) for name in ("job", "status", "channel", "info")}
             inner = [pipes["job"].reader, *(pipes[name].writer for name in ("status", "channel", "info"))]
             fds = Descriptors(*(end.fileno() for end in inner))
-            process = self._spawn(COMMANDS[self._backend](view, fds, disk_bytes), fds)
+            process = self._spawn(COMMANDS[self._backend](view, fds), fds)
             stack.callback(self._end, process)  # on every way out, that of Ctrl-C too
             for end in inner:
                 end.close()

@@ -27,6 +27,8 @@ CHANNEL_FD = 3
 WORK_FOLDER = "/box"
 PROGRAM_FILE = "program.py"
 NOBODY = 65534
+MAX_FILES = 1024
+"""Files and folders that the working directory can hold."""
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _CLONE_OTHERS = 0x02000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000  # cgroup, uts, ipc, pid, net
@@ -71,17 +73,24 @@ def read_job(fd: int) -> Job:
     return job
 
 
+def can_become_nobody() -> bool:
+    """Whether this is root, of the machine or of a user namespace that has more users than root."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/self/uid_map") as lines:
+        ranges = [tuple(map(int, line.split())) for line in lines]
+    return any(first <= NOBODY < first + count for first, _, count in ranges)
+
+
 def enter_namespaces() -> None:
     """New namespaces of every kind but time: by root's rights where they suffice, else by a user namespace."""
-    uid = os.geteuid()
-    if uid == 0:
+    if can_become_nobody():
         if _libc.unshare(_CLONE_NEWNS | _CLONE_OTHERS) == 0:
             return
         # Root of a container without CAP_SYS_ADMIN: process limits never bind root, so its identity goes first.
         become_nobody()
         call("prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0)
-        uid = NOBODY
-    gid = os.getegid()
+    uid, gid = os.geteuid(), os.getegid()
     call("unshare", _CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_OTHERS)
     for file, text in (
         ("setgroups", "deny"),
@@ -112,12 +121,17 @@ def build_root(view: list[str], *, disk_bytes: int) -> None:
     for kind, path, _ in rows:
         if kind == "device":
             call("mount", f"/proc/self/fd/{sources[path]}".encode(), (root + path).encode(), None, _MS_BIND, None)
-    _mount_tmpfs(root + WORK_FOLDER, f"mode=1777,size={disk_bytes},nr_inodes=4096")
+    mount_work_folder(root, disk_bytes=disk_bytes)
     for fd in sources.values():
         os.close(fd)
     os.chdir(root)
     call("syscall", _SYS_PIVOT_ROOT, b".", b".")
     call("umount2", b".", _MNT_DETACH)
+
+
+def mount_work_folder(root: str, *, disk_bytes: int) -> None:
+    """An empty folder in memory; the number of files has a limit too, since empty ones take the kernel's memory."""
+    _mount_tmpfs(root + WORK_FOLDER, f"mode=1777,size={disk_bytes},nr_inodes={MAX_FILES}")
 
 
 def _mount_tmpfs(path: str, options: str) -> None:
@@ -136,7 +150,7 @@ def _make_place(path: str, *, is_folder: bool, link: str) -> None:
 
 
 def become_nobody() -> None:
-    """Give up root's identity for good, in the init user namespace: limits on processes never bind root."""
+    """Give up root's identity for good: the limit on processes never binds root."""
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
@@ -218,6 +232,7 @@ def run_program(job: Job, *, channel_fd: int) -> None:
     os.dup2(channel_fd, CHANNEL_FD)
     os.closerange(CHANNEL_FD + 1, 65_536)
     limit_resources(job)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     argv = os.fsdecode(job["argv"]).split("\0")
     if argv != [""]:
@@ -262,14 +277,22 @@ def main() -> None:
                 os.write(status_fd, f"init {init_id}\n".encode())
                 os.waitpid(init_id, 0)
                 os._exit(0)
+        if job["backend"] == b"bubblewrap":
+            mount_work_folder("", disk_bytes=int(job["limits"].split()[3]))
         os.chdir(WORK_FOLDER if job["backend"] != b"unconfined" else job["folder"].decode())
         if job["backend"] != b"unconfined":
             lock(job)
         os.umask(0o022)
         write_files(job)
     except (StageError, OSError) as error:
-        os.write(status_fd, f"error {' '.join(str(error).split())}\n".encode())
+        trace = error.__traceback__
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        step = trace.tb_frame.f_code.co_name if trace and isinstance(error, OSError) else "confinement"
+        os.write(status_fd, f"error {step}: {' '.join(str(error).split())}\n".encode())
         os._exit(1)
+    # The kernel shields process 1 from every signal that it does not handle, and Python would handle this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.write(status_fd, b"confined\n")
     program_id = os.fork()
     if program_id == 0:
