@@ -1,4 +1,4 @@
-"""`python -m aha.sandbox`: whether each backend confines on this machine, and what a run costs; exits with 2 if none."""
+"""`python -m aha.sandbox`: whether each backend confines on this machine, and what a run costs."""
 
 from __future__ import annotations
 

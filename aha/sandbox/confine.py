@@ -77,9 +77,7 @@ class Sandbox:
         # What we put there does not count against the program's share.
         disk_bytes = limits.disk_bytes + sum(len(content) + 2 * _PAGE_BYTES for content in files.values())
         view = python_view(readable=self.readable)
-        # Process 1 counts as one, and so does its parent where that is in the same user namespace.
-        num_processes = limits.num_processes + (2 if self.backend == "native" and os.geteuid() else 1)
-        numbers = (limits.cpu_seconds, limits.memory_bytes, num_processes, disk_bytes, limits.num_open_files)
+        numbers = (limits.cpu_seconds, limits.memory_bytes, limits.num_processes, disk_bytes, limits.num_open_files)
         job = {
             "backend": self.backend.encode(),
             "limits": " ".join(map(str, numbers)).encode(),
@@ -153,8 +151,9 @@ def probe(sandbox: Sandbox) -> list[str]:
         os.chmod(host_file.name, 0o644)
         targets = f"{host_file.name}\n{os.getpid()}\n".encode()
         result = sandbox.run_python(program, files={"targets": targets})
-    *leaks, last = result.channel.decode("utf-8", "replace").split("\n")
-    if last != "done" or not result.is_ok:
-        lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise SandboxError(f"{sandbox.backend}: the probe did not end: {lines[-1] if lines else result.stopped_by}")
+    lines = result.channel.decode("utf-8", "replace").splitlines()
+    leaks = [line for line in lines if line != "done"]
+    if not leaks and (lines != ["done"] or not result.is_ok):
+        errors = result.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise SandboxError(f"{sandbox.backend}: the probe did not end: {errors[-1] if errors else result.stopped_by}")
     return leaks

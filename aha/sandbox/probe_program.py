@@ -49,9 +49,15 @@ def _keep_environment() -> None:
 
 
 def _start_too_many() -> None:
-    for _ in range(NUM_FORKS):
-        if os.fork() == 0:
-            signal.pause()
+    started = []
+    try:
+        for _ in range(NUM_FORKS):
+            started.append(os.fork())
+            if started[-1] == 0:
+                signal.pause()
+    finally:
+        for process_id in started:
+            os.kill(process_id, signal.SIGKILL)
 
 
 def main() -> None:
@@ -74,14 +80,13 @@ def main() -> None:
         "keeps its environment": _keep_environment,
         "starts processes without limit": _start_too_many,
     }
-    succeeded = []
     for name, attempt in attempts.items():
         try:
             attempt()
         except OSError:
             continue
-        succeeded.append(name)
-    os.write(CHANNEL_FD, "\n".join([*succeeded, "done"]).encode())
+        os.write(CHANNEL_FD, f"{name}\n".encode())
+    os.write(CHANNEL_FD, b"done\n")
 
 
 if __name__ == "__main__":

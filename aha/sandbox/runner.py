@@ -143,8 +143,7 @@ class Run:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
             os.close(self._init_pidfd)
-        elif process.poll() is None:
-            # No process 1 (yet): its parent is asked not to leave any, see PR_SET_PDEATHSIG in `stage`.
+        else:  # no process 1 (yet); its parent's end will end it, see PR_SET_PDEATHSIG in `stage`
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -4,10 +4,10 @@ It is started by the backend as a script of its own, imports nothing of ours, an
 
     native backend:      new namespaces → a new root of the allowed files → process 1 of the new process namespace
     bubblewrap backend:  bubblewrap has done that already; this is process 1
-    both:                nobody's identity → no new privileges → Landlock → no capabilities → system call filter
-                         → "confined" is reported → child with resource limits → the program
+    both:                a child: nobody's identity → no new privileges → Landlock → no capabilities → system call
+                         filter → resource limits → "confined" is reported → the program
 
-Process 1 then waits for the program and reports how it ended. When process 1 ends, the kernel kills all that is left.
+Process 1 waits for the program and reports how it ended. When process 1 ends, the kernel kills all that is left.
 What it is given lies in pipes, so that no argument list, environment or file holds it.
 """
 
@@ -17,10 +17,15 @@ import ctypes
 import os
 import resource
 import signal
+import stat
 import struct
 import sys
 import types
 from _frozen_importlib_external import SourceFileLoader
+
+TYPE_CHECKING = False  # importing typing would take as long as all the rest
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 CHANNEL_FD = 3
 """File descriptor of the channel in the program."""
@@ -110,7 +115,8 @@ def build_root(view: list[str], *, disk_bytes: int) -> None:
     sources = {path: os.open(path, os.O_PATH) for kind, path, _ in rows if kind in ("bind", "device")}
     _mount_tmpfs(root, "mode=755,size=1m")
     for kind, path, target in rows:
-        _make_place(root + path, is_folder=kind == "hide" or (kind == "bind" and os.path.isdir(path)), link=target)
+        is_folder = kind == "hide" or (path in sources and stat.S_ISDIR(os.fstat(sources[path]).st_mode))
+        _make_place(root + path, is_folder=is_folder, link=target)
         if kind == "bind":
             call("mount", f"/proc/self/fd/{sources[path]}".encode(), (root + path).encode(), None, 20480, None)
         elif kind == "hide":
@@ -156,15 +162,19 @@ def become_nobody() -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-def lock(job: Job) -> None:
-    """Everything that cannot be undone, in the order in which each step still is allowed."""
-    call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getuid() == 0:
+def lock(job: Job) -> int:
+    """Everything that cannot be undone, in the order in which each step still is allowed.
+
+    Returns:
+        How many processes of ours count against the program's limit: process 1, the native backend's parent of it.
+    """
+    num_ours = 2 if job["backend"] == b"native" else 1
+    if os.getuid() == 0:  # only then: a user namespace of ours has made us nobody already
         become_nobody()
         # A user namespace of its own counts its processes apart from those of other runs. Without one (they may be
         # forbidden) all runs share nobody's count, which still holds.
         _libc.unshare(_CLONE_NEWUSER)
-    call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # again: changing identity clears it
+        num_ours = 0
     call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
     call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     restrict_files(is_required=job["backend"] == b"native")
@@ -172,6 +182,7 @@ def lock(job: Job) -> None:
     code = ctypes.create_string_buffer(job["filter"], len(job["filter"]))
     program = ctypes.create_string_buffer(struct.pack("@HP", len(job["filter"]) // 8, ctypes.addressof(code)))
     call("prctl", _PR_SET_SECCOMP, 2, program, 0, 0)
+    return num_ours
 
 
 def restrict_files(*, is_required: bool) -> None:
@@ -209,13 +220,13 @@ def drop_capabilities() -> None:
     call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
 
 
-def limit_resources(job: Job) -> None:
+def limit_resources(job: Job, *, num_ours: int) -> None:
     """The limits of setrlimit, soft and hard; the processor time's soft limit is a second earlier, so that it shows."""
     cpu, memory, processes, disk, files = map(int, job["limits"].split())
     limits = {
         resource.RLIMIT_CPU: (cpu, cpu + 1),
         resource.RLIMIT_AS: (memory, memory),
-        resource.RLIMIT_NPROC: (processes, processes),
+        resource.RLIMIT_NPROC: (processes + num_ours, processes + num_ours),
         resource.RLIMIT_FSIZE: (disk, disk),
         resource.RLIMIT_NOFILE: (files, files),
         resource.RLIMIT_CORE: (0, 0),
@@ -226,14 +237,28 @@ def limit_resources(job: Job) -> None:
         resource.setrlimit(kind, pair)
 
 
-def run_program(job: Job, *, channel_fd: int) -> None:
-    """Become the program: a Python text runs in this interpreter, which is confined by now and holds nothing else."""
-    os.setsid()
-    os.dup2(channel_fd, CHANNEL_FD)
+def start_program(job: Job, *, status_fd: int, channel_fd: int) -> None:
+    """Confine this process, say so, and become the program.
+
+    A Python text runs in this interpreter, which holds nothing else by then.
+    """
+    is_confined = job["backend"] != b"unconfined"
+    try:
+        os.chdir(WORK_FOLDER if is_confined else job["folder"].decode())
+        if is_confined:
+            os.setsid()
+        num_ours = lock(job) if is_confined else 0
+        os.umask(0o022)
+        write_files(job)
+        limit_resources(job, num_ours=num_ours)
+    except (StageError, OSError, ValueError) as error:
+        fail(error, status_fd=status_fd)
+    os.write(status_fd, b"confined\n")
+    if channel_fd != CHANNEL_FD:
+        os.dup2(channel_fd, CHANNEL_FD)
     os.closerange(CHANNEL_FD + 1, 65_536)
-    limit_resources(job)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     argv = os.fsdecode(job["argv"]).split("\0")
     if argv != [""]:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and a program would inherit that
@@ -245,6 +270,16 @@ def run_program(job: Job, *, channel_fd: int) -> None:
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     module.__file__ = path
     SourceFileLoader("__main__", path).exec_module(module)
+
+
+def fail(error: Exception, *, status_fd: int) -> NoReturn:
+    """Report which step failed, and why; nothing has been run."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    step = trace.tb_frame.f_code.co_name if trace and isinstance(error, OSError) else "confinement"
+    os.write(status_fd, f"error {step}: {' '.join(str(error).split())}\n".encode())
+    os._exit(1)
 
 
 def write_files(job: Job) -> None:
@@ -267,38 +302,33 @@ def wait_for(program_id: int) -> str:
 def main() -> None:
     job_fd, status_fd, channel_fd = map(int, sys.argv[1:4])
     job = read_job(job_fd)
+    disk_bytes = int(job["limits"].split()[3])
     try:
         if job["backend"] == b"native":
-            call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             enter_namespaces()
-            build_root(job["view"].decode().splitlines(), disk_bytes=int(job["limits"].split()[3]))
+            call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            build_root(job["view"].decode().splitlines(), disk_bytes=disk_bytes)
             init_id = os.fork()
             if init_id:  # outside: stay until all inside is gone, so that there is one process to wait for
                 os.write(status_fd, f"init {init_id}\n".encode())
                 os.waitpid(init_id, 0)
                 os._exit(0)
-        if job["backend"] == b"bubblewrap":
-            mount_work_folder("", disk_bytes=int(job["limits"].split()[3]))
-        os.chdir(WORK_FOLDER if job["backend"] != b"unconfined" else job["folder"].decode())
-        if job["backend"] != b"unconfined":
-            lock(job)
-        os.umask(0o022)
-        write_files(job)
+        elif job["backend"] == b"bubblewrap":
+            mount_work_folder("", disk_bytes=disk_bytes)
+        # Process 1 keeps the identity of its parent, whose end must be able to signal it; the program's is another.
+        call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
     except (StageError, OSError) as error:
-        trace = error.__traceback__
-        while trace and trace.tb_next:
-            trace = trace.tb_next
-        step = trace.tb_frame.f_code.co_name if trace and isinstance(error, OSError) else "confinement"
-        os.write(status_fd, f"error {step}: {' '.join(str(error).split())}\n".encode())
-        os._exit(1)
+        fail(error, status_fd=status_fd)
     # The kernel shields process 1 from every signal that it does not handle, and Python would handle this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.write(status_fd, b"confined\n")
     program_id = os.fork()
     if program_id == 0:
-        run_program(job, channel_fd=channel_fd)
+        start_program(job, status_fd=status_fd, channel_fd=channel_fd)
         return  # as a script ends: buffers flushed, atexit run, threads joined
     for fd in (0, 1, 2, channel_fd):
         os.close(fd)
+    if job["backend"] != b"unconfined":
+        drop_capabilities()
     os.write(status_fd, wait_for(program_id).encode())
     os._exit(0)

@@ -11,7 +11,9 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
 from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, Split, Task
+from aha.tasks.code import Code
 from aha.tasks.countdown import Countdown
+from aha.tasks.livecodebench import LiveCodeBench
 from aha.tasks.table import Table
 from aha.tasks.verifiers import VERIFIERS
 
@@ -19,10 +21,12 @@ __all__ = [
     "TASKS",
     "VERIFIERS",
     "Arithmetic",
+    "Code",
     "Countdown",
     "Demonstration",
     "HasBaselines",
     "HasDemonstrations",
+    "LiveCodeBench",
     "Split",
     "Table",
     "Task",
@@ -31,7 +35,9 @@ __all__ = [
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": Arithmetic,
+    "code": Code,
     "countdown": Countdown,
+    "livecodebench": LiveCodeBench,
 }
 """Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way."""
 

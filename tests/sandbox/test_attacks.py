@@ -262,7 +262,7 @@ HARMLESS = {
     "typing into a terminal": """
         import fcntl
         for fd in (0, 1, 2, os.open("/dev/null", os.O_RDWR)):
-            for request in (0x5412, 0x541C, 0x540E, 0x5607): tries((fd, hex(request)), fcntl.ioctl, fd, request, b"x" * 8)
+            for request in (0x5412, 0x541C, 0x540E, 0x5607): tries((fd, request), fcntl.ioctl, fd, request, b"x" * 8)
         tries("tty", os.ttyname, 0)
         tries("tcsetpgrp", os.tcsetpgrp, 0, os.getpid())
     """,
@@ -274,9 +274,9 @@ HARMLESS = {
     """,
     "environment": """
         if os.environ: won(dict(os.environ))
-        if ctypes.c_void_p.in_dll(libc, "environ").value and ctypes.POINTER(ctypes.c_char_p).in_dll(libc, "environ")[0]:
-            won("environ")
-        if any("secret" in word.lower() or "/" in word.replace("/box/program.py", "") for word in sys.argv): won(sys.argv)
+        pointer = ctypes.c_void_p.in_dll(libc, "environ").value
+        if pointer and ctypes.c_void_p.from_address(pointer).value: won("environ")
+        if sys.argv != ["/box/program.py"]: won(sys.argv)
     """,
     "a new program is confined too": """
         child = os.fork()
@@ -303,7 +303,7 @@ for attempt in (lambda: open("/etc/passwd"), socket.socket, lambda: os.setuid(0)
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[dict[str, object]]:
-    """Targets outside: a file that anyone may read, a process, listening sockets. The fixture's end sees them unharmed."""
+    """Targets outside: a file that anyone may read, a process, listening sockets. All must be unharmed at the end."""
     canary = tmp_path / "canary"
     canary.write_text("canary")
     canary.chmod(0o644)
@@ -353,7 +353,11 @@ def test_sleeping_program_is_stopped_at_its_deadline(sandbox: Sandbox) -> None:
     assert 300 <= result.wall_ms < 3_000
 
 
-@pytest.mark.parametrize("prelude", ["", "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"])
+@pytest.mark.parametrize(
+    "prelude",
+    ["", pytest.param("import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n", marks=pytest.mark.slow)],
+    ids=["plain", "that does not listen"],
+)
 def test_busy_loop_is_stopped_by_processor_time(prelude: str, sandbox: Sandbox) -> None:
     result = sandbox.run_python(f"{prelude}while True: pass", limits=Limits(cpu_seconds=1, wall_seconds=60))
     assert result.stopped_by is StoppedBy.CPU_TIME
@@ -482,7 +486,7 @@ import os, time
 own = input()
 open(own, "w").write(own)
 time.sleep(0.2)
-others = [pid for pid in range(2, 200) if pid not in (os.getpid(), os.getppid()) and not os.system] # none may answer
+others = []
 for pid in range(2, 200):
     try: os.kill(pid, 0)
     except ProcessLookupError: continue
