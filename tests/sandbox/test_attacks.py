@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the programs are text
 """Attacks that a confined program really makes. What it gains it writes to the channel: nothing may stand there but
 "tried", which shows that the attack ran to its end."""
 
