@@ -8,6 +8,7 @@ changes of identity. The format is that of linux/filter.h and linux/seccomp.h.
 
 from __future__ import annotations
 
+import functools
 import platform
 import struct
 
@@ -63,6 +64,7 @@ _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x
 _NUMBER_OFFSET, _ARCH_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16  # in struct seccomp_data
 
 
+@functools.cache
 def seccomp_filter(machine: str = "") -> bytes:
     """The filter, ready for prctl(PR_SET_SECCOMP).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ class FileView:
     """Bound read-only like `folders`, after the hiding: one package of many can be shown."""
 
 
+@functools.cache
 def python_executable() -> str:
     """The interpreter behind a virtual environment: that one needs nothing but its own standard library."""
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
+@functools.cache
 def python_view(*, readable: tuple[str, ...] = ()) -> FileView:
     """The allowlist for running Python, without the packages installed beside it.
 

@@ -13,17 +13,17 @@ What it is given lies in pipes, so that no argument list, environment or file ho
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # without enum, whose import takes as long as the rest
 import ctypes
 import os
 import resource
-import signal
 import stat
 import struct
 import sys
 import types
 from _frozen_importlib_external import SourceFileLoader
 
-TYPE_CHECKING = False  # importing typing would take as long as all the rest
+TYPE_CHECKING = False  # nor is typing imported
 if TYPE_CHECKING:
     from typing import NoReturn
 

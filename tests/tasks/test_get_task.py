@@ -37,7 +37,7 @@ def test_name_of_a_task_makes_it_again(spec: str) -> None:
     [
         (
             "gsm8k",
-            "unknown task 'gsm8k'; choose from: arithmetic, code, countdown, livecodebench, or a data file ending in .json",
+            "unknown task 'gsm8k'; choose from: arithmetic, code, countdown, livecodebench, or a data file ending in",
         ),
         ("countdwon", "unknown task 'countdwon'; did you mean 'countdown'?"),
         ("", "unknown task ''; choose from"),
