@@ -53,7 +53,8 @@ def bubblewrap_command(view: FileView, fds: Descriptors) -> list[str]:
     if program is None:
         raise SandboxError("bubblewrap: no bwrap on the PATH; install the package bubblewrap")
     words = [program, "--die-with-parent", "--as-pid-1", "--info-fd", str(fds.info), "--cap-drop", "ALL"]
-    words += ["--cap-add", "CAP_SYS_ADMIN"]  # for the working directory, whose number of files bwrap cannot limit
+    # For the working directory, whose number of files bwrap cannot limit; and to give up every other capability.
+    words += ["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]
     words += [f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts", "cgroup-try")]
     if stage.can_become_nobody():
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]

@@ -112,7 +112,10 @@ def build_root(view: list[str], *, disk_bytes: int) -> None:
     call("mount", None, b"/", None, _MS_REC | _MS_PRIVATE, None)
     # Opened before the new root covers /tmp, where a source may lie.
     rows = [(kind, path, target) for kind, path, target in (line.split("\t") for line in view)]
-    sources = {path: os.open(path, os.O_PATH) for kind, path, _ in rows if kind in ("bind", "device")}
+    sources = {}
+    for kind, path, _ in rows:
+        if kind in ("bind", "device"):
+            sources[path] = os.open(path, os.O_PATH)
     _mount_tmpfs(root, "mode=755,size=1m")
     for kind, path, target in rows:
         is_folder = kind == "hide" or (path in sources and stat.S_ISDIR(os.fstat(sources[path]).st_mode))
