@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import zlib
 from collections.abc import Callable
 from itertools import islice
@@ -168,11 +169,12 @@ def test_cheat_scores_nothing_and_is_a_verdict(name: str) -> None:
 def test_expected_values_do_not_enter_the_sandbox() -> None:
     secret = "only-the-judge-knows"
     program = (
-        "import os, sys, gc\ndef f(x):\n"
-        "  texts = [open(n).read() for n in os.listdir('.')] + [repr(o) for o in gc.get_objects()[:100000:7]]\n"
-        "  return any('only-the-' + 'judge-knows' in t for t in texts)\n"
+        "import os, gc\ndef f(x):\n"
+        "  texts = [open(n).read() for n in os.listdir('.')]\n"
+        "  texts += [repr(o) for o in gc.get_objects() if type(o) in (dict, list, tuple) and len(o) < 20]\n"
+        f"  return any({secret[::-1]!r} in t[::-1] for t in texts)\n"
     )
-    found = verdict(program, tests=[{"call": "f(1)", "returns": secret}])
+    found = verdict(program, tests=[{"call": "f(1)", "returns": secret}], limits=Limits(cpu_seconds=10))
     assert found.note == "test 1 of 1: f(1) returns false"
 
 
@@ -346,6 +348,25 @@ def test_data_file_with_tests_is_a_task(tmp_path: Path) -> None:
         assert task.score(train, done("def f(x): return 2")).reward == 0.0
         assert task.score(test, done("print(sum(map(int, input().split())))")).reward == 1.0
     assert "```python" in task.system_prompt
+
+
+def test_data_file_of_the_guide_is_a_task(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    block = next(
+        text for text in re.findall(r"^```jsonl\n(.*?)^```", guide, re.DOTALL | re.MULTILINE) if "call" in text
+    )
+    (tmp_path / "code.jsonl").write_text(block, encoding="utf-8")
+    task = get_task(f"{tmp_path / 'code.jsonl'}:verify=code")
+    solutions = {
+        "Write add(a, b).": "def add(a, b): return a + b",
+        "Write mean(x).": "def mean(x): return sum(x) / len(x)",
+        "Read two numbers, print their sum.": "print(sum(map(int, input().split())))",
+    }
+    problems = [problem for split in SPLITS for problem in task.problems(split, seed=0)]
+    assert {problem.prompt for problem in problems} == solutions.keys()
+    for problem in problems:
+        assert task.score(problem, done(solutions[problem.prompt])).reward == 1.0
+        assert task.score(problem, done("print(3)")).reward == 0.0
 
 
 def test_data_file_with_unusable_tests_is_refused_with_its_line(tmp_path: Path) -> None:
