@@ -320,7 +320,7 @@ def tasks(
 ) -> None:
     """List the tasks, or show problems and worked examples of one and check it: exit code 2 when it can be fooled."""
     from aha.tasks import TASKS, HasDemonstrations, get_task
-    from aha.tasks.selfcheck import self_check
+    from aha.tasks.selfcheck import sample_split, self_check
 
     if not spec:
         lines = {name: (inspect.getdoc(make) or "").partition("\n")[0] for name, make in sorted(TASKS.items())}
@@ -330,7 +330,7 @@ def tasks(
         print(json.dumps(lines, indent=1) if as_json else f"{text}\n{own}")
         return
     task = get_task(spec)
-    problems = [asdict(problem) for problem in itertools.islice(task.problems("train", seed=seed), samples)]
+    problems = [asdict(problem) for problem in itertools.islice(task.problems(sample_split(task), seed=seed), samples)]
     shown: dict[str, Any] = {"name": task.name, "system_prompt": task.system_prompt, "problems": problems}
     if isinstance(task, HasDemonstrations):
         shown["demonstrations"] = [asdict(d) for d in itertools.islice(task.demonstrations(seed=seed), samples)]

@@ -22,6 +22,10 @@ class ModelError(AhaError):
     """A model folder, a configuration or weights that cannot be loaded."""
 
 
+class SandboxError(AhaError):
+    """Code or a document cannot be confined here, or a confined process could not be started."""
+
+
 class RequestError(AhaError):
     """A request that asks for something outside its limits.
 

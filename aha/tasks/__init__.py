@@ -11,7 +11,9 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
 from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, HasTurns, HasVote, Split, Task
+from aha.tasks.code import Code
 from aha.tasks.countdown import Countdown
+from aha.tasks.livecodebench import LiveCodeBench
 from aha.tasks.mixture import Mixture, split_mixture
 from aha.tasks.python_file import PythonTask, load_task
 from aha.tasks.table import Table
@@ -22,12 +24,14 @@ __all__ = [
     "TASKS",
     "VERIFIERS",
     "Arithmetic",
+    "Code",
     "Countdown",
     "Demonstration",
     "HasBaselines",
     "HasDemonstrations",
     "HasTurns",
     "HasVote",
+    "LiveCodeBench",
     "Mixture",
     "PythonTask",
     "Split",
@@ -39,8 +43,10 @@ __all__ = [
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": Arithmetic,
+    "code": Code,
     "countdown": Countdown,
     "warehouse": Warehouse,
+    "livecodebench": LiveCodeBench,
 }
 """Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way."""
 

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from aha.errors import DataError
-from aha.tasks.base import Cheat, HasCheats, HasFloor, HasGold, Task
+from aha.tasks.base import Cheat, HasCheats, HasFloor, HasGold, Split, Task
 from aha.tasks.cheats import cheats_with_gold, cheats_without_gold, completion_of, idle_completions
 from aha.tasks.mixture import Mixture
 from aha.tasks.verifiers import LETTERS, UnreadableError, choice, only_number
@@ -116,14 +116,14 @@ def self_check(task: Task, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) -
         num_problems: training problems to try them on; fewer where the task has no more.
 
     Raises:
-        DataError: the task has no training problems.
+        DataError: the task has no problems.
     """
     if isinstance(task, Mixture):
         return _check_parts(task, num_problems=num_problems, seed=seed)
     started = time.perf_counter()
     sample = _sample(task, num_problems, seed=seed)
     if not sample:
-        raise DataError(f"task {task.name} has no training problems to check it with")
+        raise DataError(f"task {task.name} has no problems to check it with")
     floor = floor_of(task, sample)
     board: dict[tuple[Kind, str], list[Score]] = {}
     num_tried = 0
@@ -144,11 +144,19 @@ def self_check(task: Task, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) -
     return SelfCheck(task=task.name, num_problems=num_tried, floor=floor, seconds=seconds, rows=tuple(rows))
 
 
+def sample_split(task: Task) -> Split:
+    """Where to look at a task's problems: in training; an evaluation set has held-out ones only."""
+    try:
+        return "train" if any(True for _ in task.problems("train", seed=0)) else "test"
+    except DataError:
+        return "test"
+
+
 def _sample(task: Task, num_problems: int, *, seed: int) -> list[Problem]:
-    """Training problems to check, and further ones for how often answers occur, where they are made fast enough."""
+    """Problems to check, and further ones for how often answers occur, where they are made fast enough."""
     started = time.perf_counter()
     sample: list[Problem] = []
-    for problem in itertools.islice(task.problems("train", seed=seed), max(num_problems, NUM_GOLD_ANSWERS)):
+    for problem in itertools.islice(task.problems(sample_split(task), seed=seed), max(num_problems, NUM_GOLD_ANSWERS)):
         sample.append(problem)
         if len(sample) >= num_problems and time.perf_counter() - started > MAX_SAMPLE_SECONDS:
             break
@@ -179,7 +187,7 @@ def check_gold(task: Task, *, num_problems: int = 4, seed: int = 0) -> None:
     Raises:
         DataError: one that does not.
     """
-    for problem in itertools.islice(task.problems("train", seed=seed), num_problems):
+    for problem in itertools.islice(task.problems(sample_split(task), seed=seed), num_problems):
         gold = gold_of(task, problem)
         found = score_of(task, problem, gold) if gold else None
         if found and not _is_full(found):
@@ -288,7 +296,7 @@ def _judge(name: str, kind: Kind, scores: Sequence[Score], limit: float) -> Row:
 
 def _check_problems(task: Task, sample: Sequence[Problem], num_problems: int, *, seed: int) -> Iterator[Row]:
     """Rows about the problems: a seed fixes them, and the test split has none of the training problems."""
-    again = list(itertools.islice(task.problems("train", seed=seed), num_problems))
+    again = list(itertools.islice(task.problems(sample_split(task), seed=seed), num_problems))
     changed = sum(a != b for a, b in zip(sample, again, strict=False)) / len(again) if again else 1.0
     yield _problems_row("the same seed gives other problems", changed)
     held_out = list(itertools.islice(task.problems("test", seed=seed), num_problems))
@@ -298,7 +306,8 @@ def _check_problems(task: Task, sample: Sequence[Problem], num_problems: int, *,
         [(p.system, p.prompt, json.dumps([p.answer, dict(p.data)], default=str) if has_turns else "") for p in problems]
         for problems in (sample, held_out)
     )
-    shared = len(set(trained) & set(tested)) / max(1, len(set(tested)))
+    is_evaluation_set = sample_split(task) == "test"  # there is nothing else to leak from
+    shared = 0.0 if is_evaluation_set else len(set(trained) & set(tested)) / max(1, len(set(tested)))
     yield _problems_row("problems in both splits", shared)
     if not held_out:
         yield _problems_row("no problem is held out", 1.0)

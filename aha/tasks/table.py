@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from aha.errors import ConfigError, DataError, unknown_name
+from aha.sandbox import require
 from aha.tasks import regex_worker
 from aha.tasks.base import Split
+from aha.tasks.code_tests import TestsError, read_tests
 from aha.tasks.table_file import Record, read_records
 from aha.tasks.verifiers import LETTERS, VERIFIERS, vote
 from aha.types import Completion, FinishReason, Outcome, Problem, Score
 
-Verify = Literal["auto", "number", "exact", "choice", "json", "regex"]
+Verify = Literal["auto", "number", "exact", "choice", "json", "regex", "code"]
 
 _ANSWER_FORMS = {
     "number": "the number",
@@ -31,6 +33,7 @@ _ANSWER_FORMS = {
     "choice": "the letter of the right choice",
     "json": "the answer as JSON",
     "regex": "the answer",
+    "code": "the Python code, in one block that starts with ```python and ends with ```",
 }
 _PLAIN_NUMBER = re.compile(r"[-+−]?[$€£¥]?[0-9][0-9,]*(\.[0-9]+)?(e[-+]?[0-9]+)?%?|-?[0-9]+/[0-9]+", re.IGNORECASE)
 
@@ -57,7 +60,7 @@ class Table:
     prompt_field: str = "prompt"
     """The column with the question."""
     answer_field: str = "answer"
-    """The column with the right answer; with verify=regex, the pattern it must match."""
+    """The column with the right answer; with verify=regex the pattern, with verify=code the tests."""
     test_fraction: float = 0.1
     """Share of prompts held out, chosen by a hash of each prompt; a column `split` (train, test) decides instead."""
     tolerance: float = 0.0
@@ -220,6 +223,8 @@ class Table:
         )
 
     def _check_gold_answers(self) -> None:
+        if self.verifier == "code":
+            require()  # raises here, not in the middle of a run
         for row in self._rows:
             if self.verifier == "regex":
                 match = regex_worker.full_match(row.problem.answer, text="")
@@ -228,12 +233,22 @@ class Table:
                 if (example := row.problem.data.get("example")) and not self._judge(row.problem, example).is_correct:
                     raise DataError(f"{row.place}: the example {example[:60]!r} does not match its pattern")
                 continue
+            if self.verifier == "code":
+                _check_tests(row)
+                continue
             score = self._judge(row.problem, row.problem.answer)
             if not score.is_correct:
                 raise DataError(
                     f"{row.place}: the answer {row.problem.answer[:60]!r} does not pass verify={self.verifier} "
                     f"({score.note}); correct the row or choose another verify: {', '.join(sorted(VERIFIERS))}"
                 )
+
+
+def _check_tests(row: Row) -> None:
+    try:
+        read_tests(row.problem.answer)
+    except TestsError as error:
+        raise DataError(f"{row.place}: the answer must be tests for verify=code: {error}") from None
 
 
 def _read_choices(record: Record) -> list[str]:
@@ -247,7 +262,7 @@ def _read_choices(record: Record) -> list[str]:
 
 
 def _guess_verifier(records: list[Record], *, answer_field: str) -> str:
-    """choice where rows have choices, number or json where every answer is one, else exact."""
+    """choice where rows have choices, number, code or json where every answer is one, else exact."""
     answers = [record.optional_text(answer_field).rpartition("####")[2].strip() for record in records]
     if all(record.texts("choices") for record in records) or all(
         len(answer) == 1 and answer in LETTERS for answer in answers
@@ -255,9 +270,18 @@ def _guess_verifier(records: list[Record], *, answer_field: str) -> str:
         return "choice"
     if all(_PLAIN_NUMBER.fullmatch(answer) for answer in answers):
         return "number"
+    if all(_are_tests(answer) for answer in answers):
+        return "code"
     if all(_is_json_container(answer) for answer in answers):
         return "json"
     return "exact"
+
+
+def _are_tests(text: str) -> bool:
+    try:
+        return len(read_tests(text)) > 0
+    except TestsError:
+        return False
 
 
 def _is_json_container(text: str) -> bool:

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any, Literal, NoReturn
 
 from aha.tasks import regex_worker
+from aha.tasks.code_judge import code
 from aha.types import Outcome, Score
 
 MAX_ANSWER_CHARS = 10_000
@@ -129,6 +130,7 @@ VERIFIERS: dict[str, Callable[..., Score]] = {
     "choice": choice,
     "json": json_value,
     "regex": regex,
+    "code": code,
 }
 
 

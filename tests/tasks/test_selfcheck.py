@@ -16,11 +16,23 @@ from aha.tasks.base import Cheat
 from aha.tasks.cheats import completion_of
 from aha.tasks.selfcheck import Kind, Row, SelfCheck, Verdict, check_gold, floor_of, self_check
 from aha.types import Completion, Outcome, Problem, Score
+from tests.tasks.test_code import lcb_row, write_jsonl
 
-NEEDED: dict[str, Callable[[Path], str]] = {}
+
+def write_livecodebench(folder: Path) -> str:
+    rows = [
+        lcb_row(question_id=str(n), question_content=f"Read n numbers and print their sum times {n}.")
+        for n in range(1, 5)
+    ]
+    return f"path={write_jsonl(folder / 'test6.jsonl', rows)}"
+
+
+NEEDED: dict[str, Callable[[Path], str]] = {"livecodebench": write_livecodebench}
 """Task → what makes the options it cannot do without, such as a small file, in a folder of the test."""
 NUM_PROBLEMS: dict[str, int] = {}
 """Task → problems to check it on, where its verifier is too slow for the usual number."""
+WITHOUT_GOLD = {"livecodebench"}
+"""Tasks whose problems hold tests and no solution."""
 
 
 def spec_of(name: str, *, folder: Path) -> str:
@@ -33,7 +45,8 @@ def test_shipped_task_pays_the_right_answer_and_no_cheat(name: str, tmp_path: Pa
     checked = self_check(task, num_problems=NUM_PROBLEMS.get(name, 32))
     assert checked.passes, checked.lines()
     kinds = [row.kind for row in checked.rows if row.num_tried and row.verdict is Verdict.OK]
-    assert {Kind.GOLD, Kind.NOTHING, Kind.RANDOM, Kind.PROBLEMS} <= set(kinds)
+    expected = {Kind.NOTHING, Kind.PROBLEMS} if name in WITHOUT_GOLD else set(Kind) - {Kind.CHEAT}
+    assert expected <= set(kinds)
     assert kinds.count(Kind.CHEAT) >= 3
     assert checked.num_problems >= 3
 

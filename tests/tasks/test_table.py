@@ -266,7 +266,10 @@ def test_unreadable_paths_get_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("verify=nunber", "unknown value 'nunber'; did you mean 'number'? Choose from: auto, choice, exact, json"),
+        (
+            "verify=nunber",
+            "unknown value 'nunber'; did you mean 'number'? Choose from: auto, choice, code, exact, json",
+        ),
         ("test_fraction=1", "test_fraction must be between 0 and 1, got 1.0"),
         ("tolerance=-1", "tolerance must be 0 or more, got -1.0"),
         ("verify=exact,tolerance=1", "tolerance works with verify=number and json, not exact"),

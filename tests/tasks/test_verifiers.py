@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aha.tasks import regex_worker, verifiers
+from aha.sandbox import Limits
+from aha.tasks import code_judge, regex_worker, verifiers
 from aha.tasks.regex_worker import RegexWorker, Verdict
 from aha.tasks.verifiers import VERIFIERS, choice, exact, json_value, last_number, number, regex
 from aha.types import Outcome, Score
 
 CITIES = ("Paris", "Rome", "New York")
 GOLDS = {"number": "12", "exact": "twelve", "choice": "B", "json": '{"a": [1, 2]}', "regex": "a+b"}
+GOLDS["code"] = '[{"call": "f(1)", "returns": 2}, {"call": "f(2)", "returns": 3}]'
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("kind", sorted(VERIFIERS))
-def test_hostile_answers_score_zero_at_once(kind: str, answer: str) -> None:
+def test_hostile_answers_score_zero_at_once(kind: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_judge, "LIMITS", Limits(cpu_seconds=1))
     started = time.process_time()
     found = VERIFIERS[kind](GOLDS[kind], answer)
     assert (found.reward, found.is_correct) == (0.0, False)
@@ -289,7 +292,8 @@ def test_empty_answer_is_a_parse_failure(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "gold"), [("number", "many"), ("number", "3,14"), ("choice", "Z"), ("json", "{'a': 1}"), ("regex", "(")]
+    ("kind", "gold"),
+    [("number", "many"), ("number", "3,14"), ("choice", "Z"), ("json", "{'a': 1}"), ("regex", "("), ("code", "12")],
 )
 def test_unusable_gold_answer_is_an_error_not_a_score(kind: str, gold: str) -> None:
     assert VERIFIERS[kind](gold, "12").outcome is Outcome.ERROR
