@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from aha.errors import ConfigError, DataError, unknown_name
-from aha.tasks import regex_worker
 from aha.tasks.base import Split
 from aha.tasks.table_file import Record, read_records
-from aha.tasks.verifiers import LETTERS, VERIFIERS
+from aha.tasks.verifiers import LETTERS, VERIFIERS, full_match
 from aha.types import Completion, FinishReason, Outcome, Problem, Score
 
 Verify = Literal["auto", "number", "exact", "choice", "json", "regex"]
@@ -208,9 +207,10 @@ class Table:
     def _check_gold_answers(self) -> None:
         for row in self._rows:
             if self.verifier == "regex":
-                match = regex_worker.full_match(row.problem.answer, text="")
-                if match.verdict is regex_worker.Verdict.INVALID:
-                    raise DataError(f"{row.place}: the pattern {row.problem.answer[:60]!r} is wrong: {match.detail}")
+                reply = full_match(row.problem.answer, text="")
+                if reply.value is not None and reply.value["invalid"]:
+                    wrong = reply.value["invalid"]
+                    raise DataError(f"{row.place}: the pattern {row.problem.answer[:60]!r} is wrong: {wrong}")
                 continue
             score = self._judge(row.problem, row.problem.answer)
             if not score.is_correct:

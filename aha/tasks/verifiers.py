@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NoReturn
 
-from aha.tasks import regex_worker
+from aha.tasks import worker
 from aha.types import Outcome, Score
 
 MAX_ANSWER_CHARS = 10_000
@@ -109,18 +109,23 @@ def json_value(gold: str, answer: str, *, tolerance: float = 0.0) -> Score:
 def regex(gold: str, answer: str) -> Score:
     """Whether the whole answer, without the white space around it, matches the gold pattern (Python syntax).
 
-    A match that takes too long gives Outcome.ERROR, which never trains: the pattern is at fault, not the model.
+    A match that takes too long gives Outcome.TIMEOUT, a wrong pattern Outcome.ERROR; neither trains: the pattern is at
+    fault, not the model.
     """
     if len(answer) > MAX_ANSWER_CHARS:
         return _unread(_too_long(answer))
     if not answer.strip():
         return _unread(UnreadableError("no answer"))
-    match = regex_worker.full_match(gold, text=answer.strip())
-    if match.verdict is regex_worker.Verdict.MATCHES:
-        return RIGHT
-    if match.verdict is regex_worker.Verdict.DIFFERS:
-        return Score(0.0, False, "does not match")
-    return Score(0.0, False, f"pattern {gold[:40]!r}: {match.detail}", Outcome.ERROR)
+    reply = full_match(gold, text=answer.strip())
+    if reply.outcome is not Outcome.SCORED or reply.value["invalid"]:
+        outcome = Outcome.TIMEOUT if reply.outcome is Outcome.TIMEOUT else Outcome.ERROR
+        return Score(0.0, False, f"pattern {gold[:40]!r}: {reply.note or reply.value['invalid']}"[:160], outcome)
+    return RIGHT if reply.value["is_match"] else Score(0.0, False, "does not match")
+
+
+def full_match(pattern: str, *, text: str) -> worker.Reply:
+    """Whether the whole of `text` matches: {"is_match": bool, "invalid": why the pattern is none, or ""}."""
+    return worker.ask("regex", {"pattern": pattern, "text": text})
 
 
 VERIFIERS: dict[str, Callable[..., Score]] = {
