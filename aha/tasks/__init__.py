@@ -12,6 +12,7 @@ from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
 from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, Split, Task
 from aha.tasks.countdown import Countdown
+from aha.tasks.reasoning_gym import ReasoningGym
 from aha.tasks.table import Table
 from aha.tasks.verifiers import VERIFIERS
 
@@ -23,6 +24,7 @@ __all__ = [
     "Demonstration",
     "HasBaselines",
     "HasDemonstrations",
+    "ReasoningGym",
     "Split",
     "Table",
     "Task",
@@ -32,8 +34,10 @@ __all__ = [
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": Arithmetic,
     "countdown": Countdown,
+    "reasoning_gym": ReasoningGym,
 }
-"""Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way."""
+"""Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way; a class
+with `from_spec(options)` reads their texts itself."""
 
 Value = bool | int | float | str
 
@@ -46,7 +50,13 @@ def get_task(spec: str) -> Task:
         DataError: for a data file that cannot be used.
     """
     name, text = (spec, "") if os.path.isfile(spec) else _cut(spec)
+    if name in ("rg", "reasoning_gym"):  # the generator may stand first: rg:chain_sum,max_terms=5
+        name, first = "reasoning_gym", text.split(",")[0]
+        text = f"dataset={text}" if first and "=" not in first else text
     options = _split_options(text, spec=spec)
+    if name in TASKS and hasattr(TASKS[name], "from_spec"):
+        made: Task = TASKS[name].from_spec(options)
+        return made
     if name in TASKS:
         return TASKS[name](**_typed_options(options, TASKS[name], owner=name))
     if name.endswith((".jsonl", ".csv")) or "/" in name or os.path.isfile(name):
@@ -64,7 +74,7 @@ def _cut(spec: str) -> tuple[str, str]:
 
 def _split_options(text: str, *, spec: str) -> dict[str, str]:
     options: dict[str, str] = {}
-    for part in text.split(",") if text else ():
+    for part in _split_at_commas(text) if text else ():
         key, sign, value = part.partition("=")
         if not sign:
             raise ConfigError(f"{spec}: {part!r} is no option; write NAME:option=value,option=value")
@@ -72,6 +82,19 @@ def _split_options(text: str, *, spec: str) -> dict[str, str]:
             raise ConfigError(f"{spec}: option {key!r} stands twice")
         options[key] = value
     return options
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """The parts between commas; one within brackets or quotes belongs to a value: sizes=[1,2]."""
+    parts, depth, is_quoted = [""], 0, False
+    for character in text:
+        is_quoted ^= character == '"'
+        depth += 0 if is_quoted else (character in "[({") - (character in "])}")
+        if character == "," and depth == 0 and not is_quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return text.split(",") if depth or is_quoted else parts
 
 
 def _typed_options(options: Mapping[str, str], make: Callable[..., Task], *, owner: str) -> dict[str, Value]:
