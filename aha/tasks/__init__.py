@@ -11,6 +11,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
 from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, Split, Task
+from aha.tasks.benchmarks import BENCHMARKS
 from aha.tasks.countdown import Countdown
 from aha.tasks.reasoning_gym import ReasoningGym
 from aha.tasks.table import Table
@@ -35,6 +36,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": Arithmetic,
     "countdown": Countdown,
     "reasoning_gym": ReasoningGym,
+    **BENCHMARKS,
 }
 """Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way; a class
 with `from_spec(options)` reads their texts itself."""
@@ -54,8 +56,8 @@ def get_task(spec: str) -> Task:
         name, first = "reasoning_gym", text.split(",")[0]
         text = f"dataset={text}" if first and "=" not in first else text
     options = _split_options(text, spec=spec)
-    if name in TASKS and hasattr(TASKS[name], "from_spec"):
-        made: Task = TASKS[name].from_spec(options)
+    if read_options := getattr(TASKS.get(name), "from_spec", None):
+        made: Task = read_options(options)
         return made
     if name in TASKS:
         return TASKS[name](**_typed_options(options, TASKS[name], owner=name))

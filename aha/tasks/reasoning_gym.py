@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
+import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from aha.tasks.worker import ask
 from aha.types import Completion, FinishReason, Outcome, Problem, Score
 
 MAX_ANSWER_CHARS = 20_000
-BATCH = 16
+BATCH = 8
 """Problems asked for at a time."""
 NUM_SAMPLED = 256
 """Problems that decide how a generator with few questions is split."""
@@ -30,6 +32,8 @@ NUM_IDLE = 256
 """A pass over a split ends when this many problems in a row brought no new question."""
 MAX_BARREN = 2_048
 """A generator of which so many indices gave no problem is given up."""
+MAX_REMEMBERED = 4_096
+"""A generator with fewer questions in a split is walked through once, then repeats them from memory."""
 PARTIAL_CEILING = 0.5
 """Part credit ends here: half right may never outweigh right."""
 
@@ -98,10 +102,16 @@ class ReasoningGym:
 
     def problems(self, split: Split, *, seed: int) -> Iterator[Problem]:
         """Problems of a split, endless; each question once in a pass over what the generator has."""
-        num_passes = 0
-        while True:
-            yield from self._one_pass(split, seed=seed if num_passes == 0 else f"{seed} pass {num_passes}")
-            num_passes += 1
+        rng = random.Random(f"reasoning_gym {split} {seed} {self.seed}")
+        for number in itertools.count():
+            known: list[Problem] = []
+            for problem in self._one_pass(split, seed=f"{seed} pass {number}"):
+                if len(known) < MAX_REMEMBERED:
+                    known.append(problem)
+                yield problem
+            while len(known) < MAX_REMEMBERED:  # that was all there is; making it again would cost and bring the same
+                rng.shuffle(known)
+                yield from known
 
     def score(self, problem: Problem, completion: Completion) -> Score:
         if completion.finish_reason is FinishReason.LENGTH and not completion.answer:
@@ -130,7 +140,7 @@ class ReasoningGym:
         reward = PARTIAL_CEILING * max(0.0, share) if self.partial else 0.0
         return Score(reward, False, f"wrong; its scorer says {score:.3g}" if score > 0 else "wrong")
 
-    def _one_pass(self, split: Split, *, seed: int | str) -> Iterator[Problem]:
+    def _one_pass(self, split: Split, *, seed: str) -> Iterator[Problem]:
         seen: set[bytes] = set()
         num_idle = 0
         for problem in self._stream(f"{split} {seed} {self.seed}"):
@@ -141,8 +151,10 @@ class ReasoningGym:
                 yield problem
             else:
                 num_idle += 1
-            if len(seen) == self.size or (num_idle >= NUM_IDLE and seen):
-                return
+            if (seen and len(seen) == self.size) or num_idle >= (NUM_IDLE if seen else MAX_BARREN):
+                break
+        if not seen:
+            self._refuse(f"{MAX_BARREN} problems in a row were none of the {split} split; choose other parameters")
 
     def _stream(self, key: str) -> Iterator[Problem]:
         """Problems of both splits in the generator's order, endless."""
@@ -177,14 +189,10 @@ class ReasoningGym:
         """
         half = b"\x80"
         sample: set[bytes] = set()
-        for index, problem in enumerate(self._stream("which questions there are"), start=1):
+        for problem in itertools.islice(self._stream("which questions there are"), NUM_SAMPLED):
             sample.add(_digest(problem.prompt))
-            if index == BATCH and min(sample) < half <= max(sample):
+            if min(sample) < half <= max(sample):
                 return half
-            if index == NUM_SAMPLED:
-                break
-        if min(sample) < half <= max(sample):
-            return half
         if len(sample) < 2:
             self._refuse("makes a single question with these parameters; training needs one to hold out too")
         return sorted(sample)[len(sample) // 2]

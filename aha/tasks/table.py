@@ -19,16 +19,17 @@ from typing import Literal, NamedTuple
 from aha.errors import ConfigError, DataError, unknown_name
 from aha.tasks.base import Split
 from aha.tasks.table_file import Record, read_records
-from aha.tasks.verifiers import LETTERS, VERIFIERS, full_match
+from aha.tasks.verifiers import LETTERS, VERIFIERS, full_match, require_math
 from aha.types import Completion, FinishReason, Outcome, Problem, Score
 
-Verify = Literal["auto", "number", "exact", "choice", "json", "regex"]
+Verify = Literal["auto", "number", "exact", "choice", "json", "math", "regex"]
 
 _ANSWER_FORMS = {
     "number": "the number",
     "exact": "the answer",
     "choice": "the letter of the right choice",
     "json": "the answer as JSON",
+    "math": "the final answer in \\boxed{}",
     "regex": "the answer",
 }
 _PLAIN_NUMBER = re.compile(r"[-+−]?[$€£¥]?[0-9][0-9,]*(\.[0-9]+)?(e[-+]?[0-9]+)?%?|-?[0-9]+/[0-9]+", re.IGNORECASE)
@@ -67,6 +68,8 @@ class Table:
     def __post_init__(self) -> None:
         if self.verify != "auto" and self.verify not in VERIFIERS:
             raise ConfigError(f"{self.path}: {unknown_name('verify', self.verify, VERIFIERS)}")
+        if self.verify == "math":
+            require_math()
         if not 0 < self.test_fraction < 1:
             raise ConfigError(f"{self.path}: test_fraction must be between 0 and 1, got {self.test_fraction}")
         if not 0 <= self.tolerance < float("inf"):

@@ -7,6 +7,7 @@ cannot use gives Outcome.ERROR: `aha.tasks.table` finds that when the file is re
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import unicodedata
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NoReturn
 
+from aha.errors import ConfigError
 from aha.tasks import worker
 from aha.types import Outcome, Score
 
@@ -128,11 +130,39 @@ def full_match(pattern: str, *, text: str) -> worker.Reply:
     return worker.ask("regex", {"pattern": pattern, "text": text})
 
 
+def math(gold: str, answer: str) -> Score:
+    """Whether the final answer is mathematically the gold answer, as math-verify compares LaTeX.
+
+    The final answer stands in the last \\boxed{}; without one it is the last formula between dollar signs, else the
+    last number. Where the gold answer is a plain number the answer must be one too: the question said again, such as
+    3^5 - 2, is not its answer. A gold answer that cannot be read gives Outcome.ERROR, a comparison that takes too long
+    Outcome.TIMEOUT.
+    """
+    if not answer.strip():
+        return _unread(UnreadableError("no answer"))
+    # The beginning is cut, not the end; a final answer is far shorter.
+    reply = worker.ask("math", {"gold": gold, "text": answer[-MAX_ANSWER_CHARS:]})
+    if reply.outcome is not Outcome.SCORED:
+        return Score(0.0, False, reply.note, reply.outcome)
+    return RIGHT if reply.value["is_right"] else _wrong(reply.value["read"])
+
+
+def require_math() -> None:
+    """Check that answers can be compared as mathematics here.
+
+    Raises:
+        ConfigError: when math-verify is not installed.
+    """
+    if importlib.util.find_spec("math_verify") is None:
+        raise ConfigError("verify=math: math-verify is not installed; pip install 'aha[tasks]'")
+
+
 VERIFIERS: dict[str, Callable[..., Score]] = {
     "number": number,
     "exact": exact,
     "choice": choice,
     "json": json_value,
+    "math": math,
     "regex": regex,
 }
 
@@ -176,7 +206,7 @@ def last_number(text: str) -> Fraction:
     Raises:
         UnreadableError: when there is none, or it is too long or divides by zero.
     """
-    matches = _find_numbers(_last_boxed(text[-MAX_ANSWER_CHARS:]))
+    matches = _find_numbers(last_boxed(text[-MAX_ANSWER_CHARS:]))
     if not matches:
         raise UnreadableError("no number" if text.strip() else "no answer")
     return _value(matches[-1])
@@ -215,7 +245,7 @@ def _value(match: re.Match[str]) -> Fraction:
     return -value if match["sign"] == "-" else value
 
 
-def _last_boxed(text: str) -> str:
+def last_boxed(text: str) -> str:
     """What stands in the last \\boxed{}, nested braces included; the whole text when there is none."""
     _, marker, boxed = text.rpartition("\\boxed{")
     if not marker:
@@ -240,7 +270,7 @@ def _chosen(text: str, choices: Sequence[str]) -> str:
         UnreadableError: when it names none or several.
     """
     letters = LETTERS[: len(choices)] if choices else LETTERS
-    final = _last_boxed(text[-MAX_ANSWER_CHARS:]).strip().strip("*_`()[]\"'.,:; \n")
+    final = last_boxed(text[-MAX_ANSWER_CHARS:]).strip().strip("*_`()[]\"'.,:; \n")
     if len(final) == 1 and final.upper() in letters:
         return final.upper()
     wanted = _normalised(final, case="ignore")

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ class Job:
     """What a process runs, and its limits for one question."""
 
     module: str
-    """Has `answer(question) -> JSON value`; raises aha.tasks.jobs.UnreadableAnswer where a text holds no answer."""
+    """Has `answer(question) -> JSON value`; raises aha.tasks.verifiers.UnreadableError where a text holds no answer."""
     cpu_seconds: float
     wall_seconds: float
     memory_bytes: int
@@ -89,9 +89,9 @@ def ask(job: str, question: Mapping[str, Any]) -> Reply:
 
 # One pool a process, not one a task: tasks are frozen values that are copied and compared freely. The process id is the
 # key because a fork shares its parent's pipes and would read its answers.
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _pool_of(process_id: int, job: str) -> Pool:
-    pool = Pool(JOBS[job], name=job)
+    pool = Pool(JOBS[job])
     atexit.register(pool.close)
     return pool
 
@@ -104,10 +104,10 @@ def num_cpus() -> int:
 class Pool:
     """Processes of one job, started when first needed; as many questions at a time as there are processes."""
 
-    def __init__(self, job: Job, *, name: str, num_workers: int = 0) -> None:
+    def __init__(self, job: Job, *, num_workers: int = 0) -> None:
         num_workers = num_workers or min(num_cpus(), job.max_workers)
         self._process_id = os.getpid()
-        self._workers = tuple(Worker(job, name=name) for _ in range(num_workers))
+        self._workers = tuple(Worker(job) for _ in range(num_workers))
         # Last in, first out: a caller that asks one question at a time starts one process.
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in self._workers:
@@ -135,16 +135,23 @@ class _DiedError(Exception):
     """The process ended before it answered."""
 
 
+class _BrokenError(Exception):
+    """The process cannot import what it should run."""
+
+    outcome = Outcome.ERROR
+
+
 class _ExceededError(Exception):
     """The process was silent for too long, or said too much."""
+
+    outcome = Outcome.TIMEOUT
 
 
 class Worker:
     """The parent's side of one process: one question at a time."""
 
-    def __init__(self, job: Job, *, name: str) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._name = name
         self.process: subprocess.Popen[bytes] | None = None
 
     def ask(self, question: Mapping[str, Any]) -> Reply:
@@ -159,9 +166,9 @@ class Worker:
                 if -return_code in (signal.SIGXCPU, signal.SIGALRM):
                     return Reply(Outcome.TIMEOUT, note=self._limit(-return_code))
                 note = f"the checking process died (exit status {return_code})"
-            except _ExceededError as error:
+            except (_BrokenError, _ExceededError) as error:
                 self.close()
-                return Reply(Outcome.TIMEOUT, note=str(error))
+                return Reply(error.outcome, note=str(error))
             except BaseException:  # an interrupt between question and answer: the answer must not reach the next one
                 self.close()
                 raise
@@ -187,14 +194,16 @@ class Worker:
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             # -P -s and our own environment are what -I does, but for PYTHONHASHSEED: generators walk over sets.
-            [sys.executable, "-P", "-s", "-m", "aha.tasks.jobs.serve", self._name],
+            [sys.executable, "-P", "-s", "-m", "aha.tasks.jobs.serve", json.dumps(asdict(self._job))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             bufsize=0, env=_environment(),
         )  # fmt: skip
         self.process = process
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
-        _exchange(process, b"", max_bytes=self._job.reply_bytes, seconds=START_SECONDS)
+        ready = _exchange(process, b"", max_bytes=self._job.reply_bytes, seconds=START_SECONDS)
+        if ready.strip():
+            raise _BrokenError(json.loads(ready))
         return process
 
     def _reap(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -80,7 +81,7 @@ class _Car(NamedTuple):
 
 
 def _free_the_car(metadata: Any) -> str:
-    """The fewest moves of one space each, by breadth-first search; the first car must reach the right edge."""
+    """The fewest spaces moved, by breadth-first search; the first car must reach the right edge."""
     board = metadata["board_config"]
     walls = {index for index, label in enumerate(board) if label == "x"}
     cells_of = {label: [i for i, other in enumerate(board) if other == label] for label in set(board) - {"o", "x"}}
@@ -109,11 +110,12 @@ def _free_the_car(metadata: Any) -> str:
 
 
 def _moves_to(state: tuple[int, ...], before: dict[tuple[int, ...], tuple[tuple[int, ...], str]]) -> str:
-    moves = []
+    steps = []
     while before[state][1]:
         state, move = before[state]
-        moves.append(move)
-    return " ".join(reversed(moves))
+        steps.append(move)
+    moves = [(move, len(list(repeats))) for move, repeats in itertools.groupby(reversed(steps))]
+    return " ".join(f"{move[:-1]}{count}" for move, count in moves)
 
 
 _GOLDS: dict[str, Callable[[Any], str]] = {

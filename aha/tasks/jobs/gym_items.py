@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from aha.tasks.jobs import UnreadableAnswer
 from aha.tasks.jobs.gym_config import ITEMS_PER_SEED, ParameterError, make_dataset, rule_of, typed_parameters
 from aha.tasks.jobs.gym_golds import gold_of
 from aha.tasks.jobs.gym_scores import is_right, own_score
 from aha.tasks.jobs.plain import encode
+from aha.tasks.verifiers import UnreadableError
 
-BATCH_SECONDS = 10.0
+BATCH_SECONDS = 1.0
 """Generators differ a thousandfold in speed: a batch ends after this CPU time, however few items it has."""
 
 
@@ -44,7 +44,7 @@ def _items(dataset: str, parameters: dict[str, Any], seed: int, start: int, coun
         np.random.seed((seed + index) % 2**32)
         try:
             item = _item(dataset, made, index % ITEMS_PER_SEED, hint=rule.hint)
-        except Exception as error:  # noqa: BLE001: some indices of some parameters fail; all of them is reported
+        except Exception as error:  # noqa: BLE001 - some indices of some parameters fail; all of them is reported
             item, fault = None, f"{type(error).__name__}: {error}"[:200]
         if item is not None:
             items.append(item)
@@ -60,6 +60,6 @@ def _item(name: str, dataset: Any, index: int, *, hint: str) -> dict[str, Any] |
     plain = {"answer": encode(entry["answer"]), "metadata": encode(entry["metadata"])}
     try:
         is_sound = bool(gold) and is_right(own_score(name, dataset, plain, question=question, text=gold))
-    except UnreadableAnswer:
+    except UnreadableError:
         is_sound = False
     return {"question": question, "answer": gold, "entry": plain} if is_sound else None

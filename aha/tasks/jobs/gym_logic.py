@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
-from aha.tasks.jobs import UnreadableAnswer
+from aha.tasks.verifiers import UnreadableError
 
 MAX_CHARS = 500
 MAX_VARIABLES = 12
@@ -25,9 +25,9 @@ class TruthTables:
     def __init__(self, variables: Sequence[str]) -> None:
         if len(variables) > MAX_VARIABLES:
             raise ValueError(f"{len(variables)} variables; at most {MAX_VARIABLES}")
-        num_rows = 2 ** len(variables)
+        num_rows = 1 << len(variables)
         self.true = (1 << num_rows) - 1
-        self._of = {
+        self._of: dict[str, int] = {
             name: sum(1 << row for row in range(num_rows) if row >> index & 1) for index, name in enumerate(variables)
         }
 
@@ -35,21 +35,21 @@ class TruthTables:
         """The truth table of a formula in the notation P, ¬, ∧, ∨, →, ↔ and parentheses.
 
         Raises:
-            UnreadableAnswer: when it is none, or uses other variables.
+            UnreadableError: when it is none, or uses other variables.
         """
         if len(text) > MAX_CHARS:
-            raise UnreadableAnswer(f"answer of {len(text):,} characters; at most {MAX_CHARS} are read")
+            raise UnreadableError(f"answer of {len(text):,} characters; at most {MAX_CHARS} are read")
         tokens, position = [], 0
         while position < len(text.rstrip()):
             match = _TOKEN.match(text, position)
             if match is None:
-                raise UnreadableAnswer(f"no formula: {text[position : position + 10]!r}")
+                raise UnreadableError(f"no formula: {text[position : position + 10]!r}")
             tokens.append(match[1])
             position = match.end()
         tokens.reverse()  # a stack: the next token is the last
         table = self._read_level(tokens, 0)
         if tokens:
-            raise UnreadableAnswer(f"no formula: {tokens[-1]!r} is left over")
+            raise UnreadableError(f"no formula: {tokens[-1]!r} is left over")
         return table
 
     def _read_level(self, tokens: list[str], level: int) -> int:
@@ -70,10 +70,10 @@ class TruthTables:
         if token == "(":
             table = self._read_level(tokens, 0)
             if not tokens or tokens.pop() != ")":
-                raise UnreadableAnswer("no formula: unbalanced parentheses")
+                raise UnreadableError("no formula: unbalanced parentheses")
             return table
         if token not in self._of:
-            raise UnreadableAnswer(f"no formula: {token!r}")
+            raise UnreadableError(f"no formula: {token!r}")
         return self._of[token]
 
     def _combine(self, left: int, sign: str, right: int) -> int:

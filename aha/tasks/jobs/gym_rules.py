@@ -41,16 +41,16 @@ acre aiw arc_1d base_conversion basic_arithmetic bf binary_alternation caesar_ci
 course_schedule gcd isomorphic_strings largest_island lcm leg_counting letter_counting list_functions mahjong_puzzle
 maze modulo_grid number_filtering number_sequence ransom_note rotate_matrix rotten_oranges simple_equations
 simple_geometry string_manipulation string_splitting string_synthesis syllogism word_sequence_reversal
-""".split()
+"""
 
 _OWN = """
 ab arc_agi bitwise_arithmetic boxnet calendar_arithmetic chain_sum circuit_logic codeio color_cube_rotation
 cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery family_relationships futoshiki graph_color
-group_anagrams gsm_symbolic jugs kakurasu knight_swap knights_knaves manipulate_matrix mini_sudoku needle_haystack
+group_anagrams jugs kakurasu knight_swap knights_knaves manipulate_matrix mini_sudoku needle_haystack
 number_format palindrome_generation palindrome_partitioning path_star pool_matrix prime_factorization products rearc
 rectangle_count self_reference sentence_reordering shortest_path sudoku survo tower_of_hanoi tsumego word_ladder
 zebra_puzzles
-""".split()
+"""
 
 _NUMBER = r"[-+]?\d+(\.\d+)?"
 _GUARDED = {
@@ -63,12 +63,13 @@ _GUARDED = {
         "reads the first of many fractions",
         r"\$?\s*(\\d?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+\s*/\s*\d+)\s*\$?",
     ),
+    "gsm_symbolic": Rule("guarded", "reads the first of many numbers", r"[-+]?\$?\d[\d,]*(\.\d+)?"),
     "power_function": Rule("guarded", "passes special values of Decimal", r"[-+]?[0-9.]+(e[-+]?\d{1,4})?"),
     "quantum_lock": Rule("guarded", "picks the letters A, B and C out of any prose", r"[ABC](\s*(→|->|,|\s)\s*[ABC])*"),
     "rush_hour": Rule(
         "guarded",
         "picks moves out of any prose; one move of a billion steps never ends",
-        r"[A-Z][-+][1-5](\s+[A-Z][-+][1-5])*",
+        r"[A-Z][-+][1-5](\s+[A-Z][-+][1-5]){0,99}",
     ),
     "sokoban": Rule("guarded", "picks moves out of any prose", r"[UDLR\s]+"),
     "time_intervals": Rule(
@@ -85,7 +86,7 @@ _OURS = {
     "figlet_font": "counts ten equal letters as right, whatever follows",
     "game_of_life": "looks at the cells of the right board only, whatever else is there",
     "game_of_life_halting": "compares bool(text) with bool(text): every answer is right",
-    "intermediate_integration": "calls sympy's parse_expr on the answer, which is eval; takes Integral(…) for an answer",
+    "intermediate_integration": "calls sympy's parse_expr on the answer, which is eval; takes Integral(…)",
     "letter_jumble": "scores the right words followed by any others as right",
     "n_queens": "calls eval on the answer",
     "number_sorting": 'tolerates differences of 1, and "[NaN, NaN]"',
@@ -94,7 +95,7 @@ _OURS = {
     "propositional_logic": "accepts a premise said again or weakened",
     "puzzle24": "calls sympy's parse_expr on the answer, which is eval; accepts any four numbers",
     "rubiks_cube": "drops moves of inner layers; one move of a billion turns never ends",
-    "simple_integration": "calls sympy's parse_expr on the answer, which is eval; takes Integral(…) for an answer",
+    "simple_integration": "calls sympy's parse_expr on the answer, which is eval; takes Integral(…)",
     "spell_backward": "scores the right word followed by anything as right, for some lengths",
     "spiral_matrix": "calls eval on the answer",
     "string_insertion": "calls eval on the answer",
@@ -109,8 +110,8 @@ _HINTS = {
 RULES: dict[str, Rule] = dict(
     sorted(
         {
-            **{name: Rule("exact") for name in _EXACT},
-            **{name: Rule("own") for name in _OWN},
+            **{name: Rule("exact") for name in _EXACT.split()},
+            **{name: Rule("own") for name in _OWN.split()},
             **_GUARDED,
             **{name: Rule("ours", why, hint=_HINTS.get(name, "")) for name, why in _OURS.items()},
             "composite": Rule("refused", "mixes other generators; name each as a task of its own"),

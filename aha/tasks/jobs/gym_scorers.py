@@ -15,9 +15,9 @@ from typing import Any
 
 import sympy
 
-from aha.tasks.jobs import UnreadableAnswer
-from aha.tasks.jobs.formulas import read_arithmetic, read_formula
+from aha.tasks.jobs.formulas import is_zero, read_arithmetic, read_formula
 from aha.tasks.jobs.gym_logic import TruthTables
+from aha.tasks.verifiers import UnreadableError
 
 MAX_CUBE_MOVES = 1_000
 _CUBE_MOVE = re.compile(r"(\d?[LRUDFBMESXYZ]w?'?)([1-3]?)")
@@ -53,7 +53,7 @@ def _sorted_numbers(entry: Any, text: str, dataset: Any) -> float:
     given = _json(text.replace("'", '"'))
     expected = json.loads(entry["answer"].replace("'", '"'))
     if not isinstance(given, list):
-        raise UnreadableAnswer("no list")
+        raise UnreadableError("no list")
     return float(list(map(_number, given)) == list(map(_number, expected)))
 
 
@@ -71,15 +71,16 @@ def _life(entry: Any, text: str, dataset: Any) -> float:
 def _truth(entry: Any, text: str, dataset: Any) -> float:
     """True or False."""
     if text.lower().strip(".") not in ("true", "false"):
-        raise UnreadableAnswer("neither True nor False")
+        raise UnreadableError("neither True nor False")
     return float(text.lower().strip(".") == str(entry["answer"]).lower())
 
 
 def _probability(entry: Any, text: str, dataset: Any) -> float:
-    """The exact fraction, or a decimal within a thousandth of its value."""
+    """The exact fraction, or a decimal within 0.0001; closer where 0 or 1 would be within that."""
     rational = entry["metadata"]["rational"]
     expected = Fraction(rational["numerator"], rational["denominator"])
-    return float(abs(_number(text.removesuffix("%")) / (100 if text.endswith("%") else 1) - expected) <= expected / 1000)
+    given = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    return float(abs(given - expected) <= min(Fraction(1, 10_000), min(expected, 1 - expected) / 20))
 
 
 def _countdown(entry: Any, text: str, dataset: Any) -> float:
@@ -102,7 +103,7 @@ def _integral(entry: Any, text: str, dataset: Any) -> float:
     symbols = {name: variable}
     given = read_formula(text, symbols={"C": sympy.Symbol("C"), **symbols})
     integrand = read_formula(entry["metadata"]["integrand"], symbols=symbols)
-    return float(sympy.simplify(sympy.diff(given, variable) - integrand) == 0)
+    return float(is_zero(sympy.diff(given, variable) - integrand, variable))
 
 
 def _product(entry: Any, text: str, dataset: Any) -> float:
@@ -136,13 +137,13 @@ def _cube(entry: Any, text: str, dataset: Any) -> float:
     for word in text.split():
         match = _CUBE_MOVE.fullmatch(word)
         if match is None:
-            raise UnreadableAnswer(f"no move: {word[:20]!r}")
+            raise UnreadableError(f"no move: {word[:20]!r}")
         moves += [match[1]] * int(match[2] or 1)
     if len(moves) > MAX_CUBE_MOVES:
-        raise UnreadableAnswer(f"{len(moves)} moves; at most {MAX_CUBE_MOVES} are made")
+        raise UnreadableError(f"{len(moves)} moves; at most {MAX_CUBE_MOVES} are made")
     size = entry["metadata"]["cube_size"]
     if any(move[0].isdigit() and not 1 <= int(move[0]) <= size for move in moves):
-        raise UnreadableAnswer("a move of a layer that is not there")
+        raise UnreadableError("a move of a layer that is not there")
     cube = Cube(size)
     cube.rotate(entry["metadata"]["scramble_moves"])
     cube.rotate(" ".join(moves))
@@ -187,7 +188,7 @@ def _places(given: list[Any], expected: list[Any]) -> float:
     """Share of the places at which two lists agree; 1 only for equal lists."""
     if given == expected:
         return 1.0
-    hits = sum(a == b for a, b in zip(given, expected, strict=False))
+    hits: int = sum(bool(a == b) for a, b in zip(given, expected, strict=False))
     return min(0.99, hits / max(len(given), len(expected), 1))
 
 
@@ -195,7 +196,7 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise UnreadableAnswer("no JSON") from None
+        raise UnreadableError("no JSON") from None
 
 
 def _number(value: Any) -> Fraction:
@@ -208,4 +209,4 @@ def _number(value: Any) -> Fraction:
             raise ValueError
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
-        raise UnreadableAnswer("no number") from None
+        raise UnreadableError("no number") from None

@@ -6,13 +6,12 @@ import json
 import re
 from typing import Any
 
-from aha.tasks.jobs import UnreadableAnswer
-from aha.tasks.jobs.formulas import forbid_parsing_by_eval
 from aha.tasks.jobs.gym_config import make_dataset, rule_of
 from aha.tasks.jobs.gym_golds import gold_of
 from aha.tasks.jobs.gym_rules import RULES
 from aha.tasks.jobs.gym_scorers import CHECKERS
 from aha.tasks.jobs.plain import decode
+from aha.tasks.verifiers import UnreadableError
 
 EMPTY_ANSWERS = ("I don't know", "0", "?")
 """Answers that deserve nothing; many scorers give them a little, which part credit must not."""
@@ -22,9 +21,8 @@ def answer(question: Any) -> dict[str, float]:
     """{"score": the scorer's, in [0, 1], "floor": the most it gives an empty answer to this problem}.
 
     Raises:
-        UnreadableAnswer: when the answer cannot be read, by our rules or because the scorer raised on it.
+        UnreadableError: when the answer cannot be read, by our rules or because the scorer raised on it.
     """
-    forbid_parsing_by_eval()
     dataset = make_dataset(question["dataset"], json.dumps(question["parameters"], sort_keys=True), seed=0)
 
     def score(text: str) -> float:
@@ -32,12 +30,12 @@ def answer(question: Any) -> dict[str, float]:
 
     try:
         found = score(question["text"])
-    except UnreadableAnswer:
+    except UnreadableError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - third-party scorers raise anything
         # The same scorer reads the right answer: then this text is at fault. If it does not, the scorer is.
         score(gold_of(question["dataset"], decode(question["entry"])))
-        raise UnreadableAnswer(f"the scorer cannot read it: {type(error).__name__}") from None
+        raise UnreadableError(f"the scorer cannot read it: {type(error).__name__}") from None
     if is_right(found) or not question["partial"]:
         return {"score": found, "floor": 0.0}
     return {"score": found, "floor": max(_score_or_zero(score, text) for text in EMPTY_ANSWERS)}
@@ -58,7 +56,7 @@ def own_score(name: str, dataset: Any, entry: Any, *, question: str, text: str) 
     """
     rule = RULES.get(name) or rule_of(name)
     if rule.form and not re.fullmatch(rule.form, text, re.IGNORECASE):
-        raise UnreadableAnswer(f"not in the form that {name} asks for")
+        raise UnreadableError(f"not in the form that {name} asks for")
     problem = {"question": question, **decode(entry)}
     if rule.how == "ours":
         return CHECKERS[name](problem, text, dataset)
@@ -71,6 +69,6 @@ def own_score(name: str, dataset: Any, entry: Any, *, question: str, text: str) 
 def _score_or_zero(score: Any, text: str) -> float:
     try:
         found = float(score(text))
-    except UnreadableAnswer:
+    except UnreadableError:
         return 0.0
     return found if 0 <= found < 1 else 0.0

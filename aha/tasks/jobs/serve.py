@@ -12,8 +12,8 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
-from aha.tasks.jobs import UnreadableAnswer
-from aha.tasks.worker import JOBS, Job
+from aha.tasks.verifiers import UnreadableError
+from aha.tasks.worker import Job
 from aha.types import Outcome
 
 ORPHAN_SECONDS = 5.0
@@ -47,13 +47,16 @@ class CPUTimer:
             raise _ExpiredError
 
 
-def serve(name: str) -> None:
+def serve(job: Job) -> None:
     """Answer questions until the other side hangs up."""
-    job = JOBS[name]
     questions, replies = _take_over_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent, which closes our input
     warnings.simplefilter("ignore")
-    module = importlib.import_module(job.module)
+    try:
+        module = importlib.import_module(job.module)
+    except Exception as error:  # noqa: BLE001 - a library that is missing or broken: the other side reports it
+        _write_all(replies, json.dumps(f"{type(error).__name__}: {error}"[:200]).encode() + b"\n")
+        return
     _limit_process(job)
     timer = CPUTimer(job.cpu_seconds)
     parent_id = os.getppid()
@@ -112,11 +115,11 @@ def _reply(answer: Any, line: bytes, *, timer: CPUTimer) -> tuple[str, Any, str,
     timer.start()
     try:
         return Outcome.SCORED, answer(question), "", False
-    except UnreadableAnswer as error:
+    except UnreadableError as error:
         return Outcome.PARSE_FAILURE, None, str(error)[:200], False
     except MemoryError:
         return Outcome.ERROR, None, "ran out of memory", True
-    except Exception as error:  # noqa: BLE001: third-party code may raise anything; it is counted, not scored
+    except Exception as error:  # noqa: BLE001 - third-party code may raise anything; it is counted, not scored
         return Outcome.ERROR, None, f"{type(error).__name__}: {error}"[:200], False
     finally:
         timer.stop()
@@ -128,7 +131,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _main() -> NoReturn:
-    serve(sys.argv[1])
+    serve(Job(**json.loads(sys.argv[1])))
     os._exit(0)  # no atexit handlers of third-party code
 
 
