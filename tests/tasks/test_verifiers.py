@@ -13,7 +13,14 @@ from aha.tasks.verifiers import VERIFIERS, choice, exact, json_value, last_numbe
 from aha.types import Outcome, Score
 
 CITIES = ("Paris", "Rome", "New York")
-GOLDS = {"number": "12", "exact": "twelve", "choice": "B", "json": '{"a": [1, 2]}', "regex": "a+b"}
+GOLDS = {
+    "number": "12",
+    "exact": "twelve",
+    "choice": "B",
+    "json": '{"a": [1, 2]}',
+    "math": "\\frac{1}{2}",
+    "regex": "a+b",
+}
 
 
 @pytest.mark.parametrize(

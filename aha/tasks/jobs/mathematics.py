@@ -95,7 +95,12 @@ def _is_same(gold: list[Any], gold_text: str, found: str) -> bool:
         raise UnreadableError(f"no mathematics: {found[:40]!r}")
     if _is_plain_number(gold[0]) and not _is_plain_number(value[0]):
         return False  # "3^5 - 2", "\sum_{i=1}^{9} i": the question said again is not its answer
-    return bool(verify(gold, value, timeout_seconds=None))
+    try:
+        return bool(verify(gold, value, timeout_seconds=None, raise_on_error=True))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - sympy cannot compare the two: they are not the same
+        return False
 
 
 def _parse(text: str) -> list[Any]:
