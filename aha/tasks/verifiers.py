@@ -133,10 +133,10 @@ def full_match(pattern: str, *, text: str) -> worker.Reply:
 def math(gold: str, answer: str) -> Score:
     """Whether the final answer is mathematically the gold answer, as math-verify compares LaTeX.
 
-    The final answer stands in the last \\boxed{}; without one it is the last formula between dollar signs, else the
-    last number. Where the gold answer is a plain number the answer must be one too: the question said again, such as
-    3^5 - 2, is not its answer. A gold answer that cannot be read gives Outcome.ERROR, a comparison that takes too long
-    Outcome.TIMEOUT.
+    The final answer stands in the last \\boxed{}; without one it is the last formula between dollar signs, all of an
+    answer that is nothing but a formula, or the last number. Where the gold answer is a plain number the answer must be
+    one too: the question said again, such as 3^5 - 2, is not its answer. A gold answer that cannot be read gives
+    Outcome.ERROR, a comparison that takes too long Outcome.TIMEOUT.
     """
     if not answer.strip():
         return _unread(UnreadableError("no answer"))

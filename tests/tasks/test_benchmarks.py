@@ -131,7 +131,7 @@ def test_missing_files_are_named_with_where_to_get_them_and_where_to_put_them(tm
     ("content", "message"),
     [
         ('{"problem": "x", "answer": "#### 1"}', "line 1: has no column 'question'; columns: problem, answer"),
-        ('{"question": "x", "answer": "#### many"}', "line 1: the answer: 'many' holds no number, needs one"),
+        ('{"question": "x", "answer": "#### many"}', "line 1: the answer: 'many' holds no number"),
         ('{"question": "x", "answer": ""}', "line 1: 'answer' is empty"),
         ("", "holds no rows"),
     ],

@@ -46,6 +46,9 @@ def boxed(text: str) -> str:
         ("x^2+2x+1", boxed("1+2x+x^2")),
         ("\\text{Evelyn}", boxed("Evelyn")),
         ("\\text{(C)}", boxed("C")),
+        ("\\sqrt{2}", "\\sqrt{2}"),
+        ("x+1", "1 + x"),
+        ("\\text{Evelyn}", "Evelyn"),
     ],
 )
 def test_same_mathematics_is_right(gold: str, answer: str) -> None:

@@ -25,6 +25,7 @@ EMPTY = ("I don't know", "?", "sdkfj 87 sdf! []", "nan", "[NaN]", "{}")
 HOSTILE = ("__import__('os').system('exit 1')", "9**9**9**9", "(" * 15_000, "R999999999 A+999999999", "\0\ud800")
 ADDITIONS = ("{gold}, {other}", "{other}, {gold}", "{gold}\n{other}", "{other}\n{gold}", "{gold} or {other}")
 ACCEPTS_MORE = {
+    "knights_knaves": "words that name nobody's role change nothing; two roles for one name are wrong",
     "rush_hour": "moves after the exit change nothing",
     "sokoban": "moves after the end change nothing",
 }
@@ -131,8 +132,8 @@ def test_generator_with_few_questions_repeats_them_and_one_with_a_single_questio
     assert test
     assert not train & test
     assert len(train | test) <= 4
-    with pytest.raises(ConfigError, match="gcd: makes a single question with these parameters"):
-        next(iter(get_task("rg:gcd,min_numbers=2,max_numbers=2,min_value=1,max_value=1").problems("train", seed=0)))
+    with pytest.raises(ConfigError, match="count_primes: makes a single question"):
+        next(iter(get_task("rg:count_primes,max_n=1").problems("train", seed=0)))
 
 
 @pytest.mark.parametrize(

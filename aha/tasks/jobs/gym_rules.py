@@ -13,7 +13,7 @@ How = Literal["exact", "own", "guarded", "ours", "refused"]
 MEANINGS: dict[How, str] = {
     "exact": "the library's comparison with the one right answer, as it is",
     "own": "the generator's own scorer, as it is",
-    "guarded": "the generator's own scorer, once the answer has the form below",
+    "guarded": "the generator's own scorer, once the whole answer has the form that the question asks for",
     "ours": "our checker in place of the generator's scorer",
     "refused": "not available",
 }
@@ -46,9 +46,9 @@ simple_geometry string_manipulation string_splitting string_synthesis syllogism 
 _OWN = """
 ab arc_agi bitwise_arithmetic boxnet calendar_arithmetic chain_sum circuit_logic codeio color_cube_rotation
 cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery family_relationships futoshiki graph_color
-group_anagrams jugs kakurasu knight_swap knights_knaves manipulate_matrix mini_sudoku needle_haystack
+group_anagrams jugs knight_swap knights_knaves manipulate_matrix mini_sudoku needle_haystack
 number_format palindrome_generation palindrome_partitioning path_star pool_matrix prime_factorization products rearc
-rectangle_count self_reference sentence_reordering shortest_path sudoku survo tower_of_hanoi tsumego word_ladder
+rectangle_count self_reference sentence_reordering shortest_path sudoku tower_of_hanoi tsumego word_ladder
 zebra_puzzles
 """
 
@@ -64,6 +64,7 @@ _GUARDED = {
         r"\$?\s*(\\d?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+\s*/\s*\d+)\s*\$?",
     ),
     "gsm_symbolic": Rule("guarded", "reads the first of many numbers", r"[-+]?\$?\d[\d,]*(\.\d+)?"),
+    "kakurasu": Rule("guarded", "picks the digits out of any prose", r"[01\s]+"),
     "power_function": Rule("guarded", "passes special values of Decimal", r"[-+]?[0-9.]+(e[-+]?\d{1,4})?"),
     "quantum_lock": Rule("guarded", "picks the letters A, B and C out of any prose", r"[ABC](\s*(→|->|,|\s)\s*[ABC])*"),
     "rush_hour": Rule(
@@ -72,6 +73,7 @@ _GUARDED = {
         r"[A-Z][-+][1-5](\s+[A-Z][-+][1-5]){0,99}",
     ),
     "sokoban": Rule("guarded", "picks moves out of any prose", r"[UDLR\s]+"),
+    "survo": Rule("guarded", "picks the numbers out of any prose", r"[-0-9\s]+"),
     "time_intervals": Rule(
         "guarded",
         "reads the first of many answers",

@@ -27,6 +27,7 @@ _CONFIG = [LatexExtractionConfig(boxed_match_priority=0)]
 _SEGMENT = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+)?%?|(?<![\w.])-?\.\d+")
 _NUMERAL_CODE = re.compile(r"(Integer|Float|Rational) \('?[0-9.]+'? \)")
+_COMMAND = re.compile(r"\\(?:text|mathrm)\{[^{}]*\}|\\[A-Za-z]+")
 _WORDS = re.compile(r"[a-z][a-z ]+")
 _NOISE = re.compile(r"\\left|\\right|\\[,;:! ]|\\(?:text|mathrm|textbf|mbox)(?=\{)|[\s{}$]|\.$|^\(|\)$")
 
@@ -52,7 +53,8 @@ def answer(question: Any) -> dict[str, Any]:
 
 
 def final_answer(text: str) -> str:
-    """What stands in the last \\boxed{}; without one the last formula between dollar signs; else the last number.
+    """What stands in the last \\boxed{}, else in the last formula between dollar signs, else all of a text that is
+    nothing but a formula, else the last number.
 
     Raises:
         UnreadableError: when there is none, or it is too long.
@@ -62,6 +64,8 @@ def final_answer(text: str) -> str:
         found = last_boxed(text)
     elif segments := _SEGMENT.findall(text[-10 * MAX_CHARS :]):
         found = next(part for part in segments[-1] if part)
+    elif _is_bare(text.strip()):
+        found = text
     elif numbers := _NUMBER.findall(text[-10 * MAX_CHARS :]):
         found = numbers[-1]
     else:
@@ -74,6 +78,11 @@ def final_answer(text: str) -> str:
     if _depth(found) > MAX_DEPTH:
         raise UnreadableError("nested too deeply")
     return found
+
+
+def _is_bare(text: str) -> bool:
+    """Whether a text is a formula or one word, without a sentence around it."""
+    return bool(text) and (len(text.split()) == 1 or not re.search(r"[A-Za-z]{2}", _COMMAND.sub("", text)))
 
 
 def _depth(text: str) -> int:
