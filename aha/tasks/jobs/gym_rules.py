@@ -74,11 +74,6 @@ _GUARDED = {
     ),
     "sokoban": Rule("guarded", "picks moves out of any prose", r"[UDLR\s]+"),
     "survo": Rule("guarded", "picks the numbers out of any prose", r"[-0-9\s]+"),
-    "time_intervals": Rule(
-        "guarded",
-        "reads the first of many answers",
-        r"\d+ days?|(\d+ days?,\s*)?\d+:\d\d(:\d\d(\.\d+)?)?",
-    ),
 }
 
 _OURS = {
@@ -101,6 +96,7 @@ _OURS = {
     "spell_backward": "scores the right word followed by anything as right, for some lengths",
     "spiral_matrix": "calls eval on the answer",
     "string_insertion": "calls eval on the answer",
+    "time_intervals": "reads the first of many answers, and a date's days out of a longer time",
     "word_sorting": "scores the right words followed by any others as right",
 }
 

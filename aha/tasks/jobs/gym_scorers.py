@@ -68,6 +68,14 @@ def _life(entry: Any, text: str, dataset: Any) -> float:
     return _places([cell for row in given for cell in row], [cell for row in expected for cell in row])
 
 
+def _interval(entry: Any, text: str, dataset: Any) -> float:
+    """A time in the form of the right one ("34 days", "01:45:29"); part credit for a near one."""
+    forms = [re.sub(r"[0-9]+", "0", " ".join(part.split())) for part in (text, entry["answer"])]
+    if len(text) > 60 or forms[0] != forms[1]:
+        raise UnreadableError("not a time of the form that is asked for")
+    return float(dataset.score_answer(text, entry))
+
+
 def _truth(entry: Any, text: str, dataset: Any) -> float:
     """True or False."""
     if text.lower().strip(".") not in ("true", "false"):
@@ -170,6 +178,7 @@ CHECKERS: dict[str, Callable[[Any, str, Any], float]] = {
     "spell_backward": _same_letters,
     "spiral_matrix": _same_text,
     "string_insertion": _same_text,
+    "time_intervals": _interval,
     "word_sorting": _sorted_words,
 }
 """Generator → checker, for the rules with how="ours"."""
