@@ -11,11 +11,13 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from aha.errors import ConfigError, unknown_name
 from aha.tasks.arithmetic import Arithmetic
 from aha.tasks.base import Demonstration, HasBaselines, HasDemonstrations, HasTurns, HasVote, Split, Task
+from aha.tasks.benchmarks import BENCHMARKS
 from aha.tasks.code import Code
 from aha.tasks.countdown import Countdown
 from aha.tasks.livecodebench import LiveCodeBench
 from aha.tasks.mixture import Mixture, split_mixture
 from aha.tasks.python_file import PythonTask, load_task
+from aha.tasks.reasoning_gym import ReasoningGym
 from aha.tasks.table import Table
 from aha.tasks.verifiers import VERIFIERS
 from aha.tasks.warehouse import Warehouse
@@ -34,6 +36,7 @@ __all__ = [
     "LiveCodeBench",
     "Mixture",
     "PythonTask",
+    "ReasoningGym",
     "Split",
     "Table",
     "Task",
@@ -47,8 +50,11 @@ TASKS: dict[str, Callable[..., Task]] = {
     "countdown": Countdown,
     "warehouse": Warehouse,
     "livecodebench": LiveCodeBench,
+    "reasoning_gym": ReasoningGym,
+    **BENCHMARKS,
 }
-"""Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way."""
+"""Name → class. Its annotated keyword arguments are the task's options, so a frozen dataclass is the easy way; a class
+with `from_spec(options)` reads their texts itself."""
 
 Value = bool | int | float | str
 
@@ -63,7 +69,13 @@ def get_task(spec: str) -> Task:
     if parts := split_mixture(spec):
         return Mixture(tuple((weight, get_task(part)) for weight, part in parts))
     name, text = (spec, "") if os.path.isfile(spec) else _cut(spec)
+    if name in ("rg", "reasoning_gym"):  # the generator may stand first: rg:chain_sum,max_terms=5
+        name, first = "reasoning_gym", text.split(",")[0]
+        text = f"dataset={text}" if first and "=" not in first else text
     options = split_options(text, spec=spec)
+    if read_options := getattr(TASKS.get(name), "from_spec", None):
+        made: Task = read_options(options)
+        return made
     if name in TASKS:
         return TASKS[name](**typed_options(options, TASKS[name], owner=name))
     if name.endswith(".py"):
@@ -84,7 +96,7 @@ def _cut(spec: str) -> tuple[str, str]:
 def split_options(text: str, *, spec: str) -> dict[str, str]:
     """The texts of "option=value,option=value"."""
     options: dict[str, str] = {}
-    for part in text.split(",") if text else ():
+    for part in _split_at_commas(text) if text else ():
         key, sign, value = part.partition("=")
         if not sign:
             raise ConfigError(f"{spec}: {part!r} is no option; write NAME:option=value,option=value")
@@ -92,6 +104,19 @@ def split_options(text: str, *, spec: str) -> dict[str, str]:
             raise ConfigError(f"{spec}: option {key!r} stands twice")
         options[key] = value
     return options
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """The parts between commas; one within brackets or quotes belongs to a value: sizes=[1,2]."""
+    parts, depth, is_quoted = [""], 0, False
+    for character in text:
+        is_quoted ^= character == '"'
+        depth += 0 if is_quoted else (character in "[({") - (character in "])}")
+        if character == "," and depth == 0 and not is_quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return text.split(",") if depth or is_quoted else parts
 
 
 def typed_options(options: Mapping[str, str], make: Callable[..., object], *, owner: str) -> dict[str, Value]:

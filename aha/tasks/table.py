@@ -18,20 +18,20 @@ from typing import Any, Literal, NamedTuple
 
 from aha.errors import ConfigError, DataError, unknown_name
 from aha.sandbox import require
-from aha.tasks import regex_worker
 from aha.tasks.base import Split
 from aha.tasks.code_tests import TestsError, read_tests
 from aha.tasks.table_file import Record, read_records
-from aha.tasks.verifiers import LETTERS, VERIFIERS, vote
+from aha.tasks.verifiers import LETTERS, VERIFIERS, full_match, require_math, vote
 from aha.types import Completion, FinishReason, Outcome, Problem, Score
 
-Verify = Literal["auto", "number", "exact", "choice", "json", "regex", "code"]
+Verify = Literal["auto", "number", "exact", "choice", "json", "math", "regex", "code"]
 
 _ANSWER_FORMS = {
     "number": "the number",
     "exact": "the answer",
     "choice": "the letter of the right choice",
     "json": "the answer as JSON",
+    "math": "the final answer in \\boxed{}",
     "regex": "the answer",
     "code": "the Python code, in one block that starts with ```python and ends with ```",
 }
@@ -71,6 +71,8 @@ class Table:
     def __post_init__(self) -> None:
         if self.verify != "auto" and self.verify not in VERIFIERS:
             raise ConfigError(f"{self.path}: {unknown_name('verify', self.verify, VERIFIERS)}")
+        if self.verify == "math":
+            require_math()
         if not 0 < self.test_fraction < 1:
             raise ConfigError(f"{self.path}: test_fraction must be between 0 and 1, got {self.test_fraction}")
         if not 0 <= self.tolerance < float("inf"):
@@ -227,9 +229,10 @@ class Table:
             require()  # raises here, not in the middle of a run
         for row in self._rows:
             if self.verifier == "regex":
-                match = regex_worker.full_match(row.problem.answer, text="")
-                if match.verdict is regex_worker.Verdict.INVALID:
-                    raise DataError(f"{row.place}: the pattern {row.problem.answer[:60]!r} is wrong: {match.detail}")
+                reply = full_match(row.problem.answer, text="")
+                if reply.value is not None and reply.value["invalid"]:
+                    wrong = reply.value["invalid"]
+                    raise DataError(f"{row.place}: the pattern {row.problem.answer[:60]!r} is wrong: {wrong}")
                 if (example := row.problem.data.get("example")) and not self._judge(row.problem, example).is_correct:
                     raise DataError(f"{row.place}: the example {example[:60]!r} does not match its pattern")
                 continue

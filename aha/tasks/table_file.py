@@ -1,9 +1,10 @@
-"""Reads the records of a JSONL or CSV file; every error names the file and the line."""
+"""Reads the records of a data file (JSONL, CSV, JSON, Parquet); every error names the file and the line or record."""
 
 from __future__ import annotations
 
 import csv
 import difflib
+import importlib.util
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,9 @@ from typing import Any
 from aha.errors import DataError
 
 SUFFIXES = (".jsonl", ".csv")
+"""Of files that people write."""
+PUBLISHED_SUFFIXES = (*SUFFIXES, ".json", ".parquet")
+"""Of files that data sets are published in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +86,20 @@ class Record:
         return entries
 
 
-def read_records(path: str) -> list[Record]:
+def read_records(path: str, *, suffixes: tuple[str, ...] = SUFFIXES) -> list[Record]:
     """All rows of a file, blank lines skipped.
 
     Raises:
         DataError: when the file is missing, unreadable, not UTF-8, malformed or empty.
     """
-    if Path(path).suffix not in SUFFIXES:
-        raise DataError(f"{path}: a data file must end in {' or '.join(SUFFIXES)}, with one problem a row")
-    text = _read_text(path)
-    records = list(_read_csv(path, text) if path.endswith(".csv") else _read_jsonl(path, text))
+    suffix = Path(path).suffix
+    if suffix not in suffixes:
+        raise DataError(f"{path}: a data file must end in {' or '.join(suffixes)}, with one problem a row")
+    if suffix == ".parquet":
+        records = list(_read_parquet(path))
+    else:
+        read = {".csv": _read_csv, ".json": _read_json}.get(suffix, _read_jsonl)
+        records = list(read(path, _read_text(path)))
     if not records:
         raise DataError(f"{path}: holds no rows; each needs a prompt and an answer")
     return records
@@ -137,3 +145,31 @@ def _read_csv(path: str, text: str) -> Iterator[Record]:
             yield Record(place, values)
     except csv.Error as error:
         raise DataError(f"{path} line {reader.line_num}: not valid CSV ({error})") from None
+
+
+def _read_json(path: str, text: str) -> Iterator[Record]:
+    """A list of objects, or one object."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+    for number, record in enumerate(values if isinstance(values, list) else [values], start=1):
+        if not isinstance(record, dict):
+            raise DataError(f"{path} record {number}: must be a JSON object, got {record!r:.60}")
+        yield Record(f"{path} record {number}", record)
+
+
+def _read_parquet(path: str) -> Iterator[Record]:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise DataError(f"{path}: reading Parquet needs pyarrow; pip install pyarrow, or convert the file to JSONL")
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: not valid Parquet ({error})"[:300]) from None
+    for number, values in enumerate(rows, start=1):
+        yield Record(f"{path} record {number}", values)

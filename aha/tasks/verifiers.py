@@ -7,6 +7,7 @@ cannot use gives Outcome.ERROR: `aha.tasks.table` finds that when the file is re
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import unicodedata
@@ -14,7 +15,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NoReturn
 
-from aha.tasks import regex_worker
+from aha.errors import ConfigError
+from aha.tasks import worker
 from aha.tasks.code_judge import code
 from aha.types import Outcome, Score
 
@@ -110,18 +112,50 @@ def json_value(gold: str, answer: str, *, tolerance: float = 0.0) -> Score:
 def regex(gold: str, answer: str) -> Score:
     """Whether the whole answer, without the white space around it, matches the gold pattern (Python syntax).
 
-    A match that takes too long gives Outcome.ERROR, which never trains: the pattern is at fault, not the model.
+    A match that takes too long gives Outcome.TIMEOUT, a wrong pattern Outcome.ERROR; neither trains: the pattern is at
+    fault, not the model.
     """
     if len(answer) > MAX_ANSWER_CHARS:
         return _unread(_too_long(answer))
     if not answer.strip():
         return _unread(UnreadableError("no answer"))
-    match = regex_worker.full_match(gold, text=answer.strip())
-    if match.verdict is regex_worker.Verdict.MATCHES:
-        return RIGHT
-    if match.verdict is regex_worker.Verdict.DIFFERS:
-        return Score(0.0, False, "does not match")
-    return Score(0.0, False, f"pattern {gold[:40]!r}: {match.detail}", Outcome.ERROR)
+    reply = full_match(gold, text=answer.strip())
+    if reply.outcome is not Outcome.SCORED or reply.value["invalid"]:
+        outcome = Outcome.TIMEOUT if reply.outcome is Outcome.TIMEOUT else Outcome.ERROR
+        return Score(0.0, False, f"pattern {gold[:40]!r}: {reply.note or reply.value['invalid']}"[:160], outcome)
+    return RIGHT if reply.value["is_match"] else Score(0.0, False, "does not match")
+
+
+def full_match(pattern: str, *, text: str) -> worker.Reply:
+    """Whether the whole of `text` matches: {"is_match": bool, "invalid": why the pattern is none, or ""}."""
+    return worker.ask("regex", {"pattern": pattern, "text": text})
+
+
+def math(gold: str, answer: str) -> Score:
+    """Whether the final answer is mathematically the gold answer, as math-verify compares LaTeX.
+
+    The final answer stands in the last \\boxed{}; without one it is the last formula between dollar signs, all of an
+    answer that is nothing but a formula, or the last number. Where the gold answer is a plain number the answer must be
+    one too: the question said again, such as 3^5 - 2, is not its answer. A gold answer that cannot be read gives
+    Outcome.ERROR, a comparison that takes too long Outcome.TIMEOUT.
+    """
+    if not answer.strip():
+        return _unread(UnreadableError("no answer"))
+    # The beginning is cut, not the end; a final answer is far shorter.
+    reply = worker.ask("math", {"gold": gold, "text": answer[-MAX_ANSWER_CHARS:]})
+    if reply.outcome is not Outcome.SCORED:
+        return Score(0.0, False, reply.note, reply.outcome)
+    return RIGHT if reply.value["is_right"] else _wrong(reply.value["read"])
+
+
+def require_math() -> None:
+    """Check that answers can be compared as mathematics here.
+
+    Raises:
+        ConfigError: when math-verify is not installed.
+    """
+    if importlib.util.find_spec("math_verify") is None:
+        raise ConfigError("verify=math: math-verify is not installed; pip install 'aha[tasks]'")
 
 
 VERIFIERS: dict[str, Callable[..., Score]] = {
@@ -129,6 +163,7 @@ VERIFIERS: dict[str, Callable[..., Score]] = {
     "exact": exact,
     "choice": choice,
     "json": json_value,
+    "math": math,
     "regex": regex,
     "code": code,
 }
@@ -143,7 +178,7 @@ def vote(kind: str, answer: str, *, choices: Sequence[str] = ()) -> str:
             return _chosen(answer, choices)
     except UnreadableError:
         pass
-    return "".join(_last_boxed(answer[-MAX_ANSWER_CHARS:]).split())
+    return "".join(last_boxed(answer[-MAX_ANSWER_CHARS:]).split())
 
 
 def _wrong(given: str) -> Score:
@@ -185,7 +220,7 @@ def last_number(text: str) -> Fraction:
     Raises:
         UnreadableError: when there is none, or it is too long or divides by zero.
     """
-    matches = _find_numbers(_last_boxed(text[-MAX_ANSWER_CHARS:]))
+    matches = _find_numbers(last_boxed(text[-MAX_ANSWER_CHARS:]))
     if not matches:
         raise UnreadableError("no number" if text.strip() else "no answer")
     return _value(matches[-1])
@@ -224,7 +259,7 @@ def _value(match: re.Match[str]) -> Fraction:
     return -value if match["sign"] == "-" else value
 
 
-def _last_boxed(text: str) -> str:
+def last_boxed(text: str) -> str:
     """What stands in the last \\boxed{}, nested braces included; the whole text when there is none."""
     _, marker, boxed = text.rpartition("\\boxed{")
     if not marker:
@@ -249,7 +284,7 @@ def _chosen(text: str, choices: Sequence[str]) -> str:
         UnreadableError: when it names none or several.
     """
     letters = LETTERS[: len(choices)] if choices else LETTERS
-    final = _last_boxed(text[-MAX_ANSWER_CHARS:]).strip().strip("*_`()[]\"'.,:; \n")
+    final = last_boxed(text[-MAX_ANSWER_CHARS:]).strip().strip("*_`()[]\"'.,:; \n")
     if len(final) == 1 and final.upper() in letters:
         return final.upper()
     wanted = _normalised(final, case="ignore")

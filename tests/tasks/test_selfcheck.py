@@ -27,7 +27,43 @@ def write_livecodebench(folder: Path) -> str:
     return f"path={write_jsonl(folder / 'test6.jsonl', rows)}"
 
 
-NEEDED: dict[str, Callable[[Path], str]] = {"livecodebench": write_livecodebench}
+def write_gsm8k(folder: Path) -> str:
+    sums = [
+        {"question": f"Tom has {n} plums and gets {n + 7}. How many?", "answer": f"#### {2 * n + 7}"} for n in range(60)
+    ]
+    write_jsonl(folder / "train.jsonl", sums[:40])
+    write_jsonl(folder / "test.jsonl", sums[40:])
+    return f"path={folder}"
+
+
+def write_gpqa(folder: Path) -> str:
+    columns = ["Record ID", "Question", "Correct Answer", *(f"Incorrect Answer {n}" for n in (1, 2, 3))]
+    rows = [f"r{n},Which gas number {n}?,argon {n},neon {n},radon {n},xenon {n}" for n in range(30)]
+    (folder / "gpqa_diamond.csv").write_text("\n".join([",".join(columns), *rows]) + "\n")
+    return f"path={folder / 'gpqa_diamond.csv'}"
+
+
+def write_problems(folder: Path) -> str:
+    rows = [{"problem": f"What is {n} + {2 * n}?", "answer": str(3 * n), "year": 2024} for n in range(10, 40)]
+    return f"path={write_jsonl(folder / 'test.jsonl', rows)}"
+
+
+def write_math(folder: Path) -> str:
+    for split, numbers in (("train", range(10, 40)), ("test", range(50, 60))):
+        rows = [{"problem": f"What is {n} + {2 * n}?", "solution": f"$\\boxed{{{3 * n}}}$"} for n in numbers]
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return f"path={folder}"
+
+
+NEEDED: dict[str, Callable[[Path], str]] = {
+    "aime": write_problems,
+    "gpqa": write_gpqa,
+    "gsm8k": write_gsm8k,
+    "livecodebench": write_livecodebench,
+    "math": write_math,
+    "math500": write_problems,
+    "reasoning_gym": lambda folder: "dataset=chain_sum",
+}
 """Task → what makes the options it cannot do without, such as a small file, in a folder of the test."""
 NUM_PROBLEMS: dict[str, int] = {}
 """Task → problems to check it on, where its verifier is too slow for the usual number."""
@@ -241,13 +277,13 @@ def test_slow_verifier_is_tried_on_fewer_problems(monkeypatch: pytest.MonkeyPatc
     assert self_check(Arithmetic()).num_problems == 3
 
 
-def test_task_without_training_problems_is_refused() -> None:
+def test_task_without_problems_is_refused() -> None:
     class Empty(Arithmetic):
         def problems(self, split: Split, *, seed: int) -> Iterator[Problem]:
             return iter(())
 
     task: Task = Empty()
-    with pytest.raises(DataError, match="arithmetic has no training problems"):
+    with pytest.raises(DataError, match="arithmetic has no problems to check it with"):
         self_check(task)
 
 
