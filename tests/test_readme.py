@@ -28,6 +28,8 @@ QUICK: dict[str, list[str]] = {
     ],
     "aha tasks": ["tasks"],
     "aha tasks countdown": ["tasks", "countdown"],
+    "aha tasks rg:chain_sum,max_terms=5": ["tasks", "rg:chain_sum,max_terms=5"],
+    "aha train r1_gpu --dry-run": ["train", "r1_gpu", "--dry-run"],
     "aha train qwen2.5_1.5b --dry-run": ["train", "qwen2.5_1.5b", "--dry-run"],
 }
 """README command → what is run instead, in the order of the README."""
@@ -40,6 +42,20 @@ SLOW: dict[str, list[str]] = {
     "aha train arithmetic_smollm2": [
         *("train", "arithmetic_smollm2", "steps=1", "stage.cold_start.examples_per_step=2", *SMALLER),
     ],
+}
+R1 = ["steps=1", "stage.rejected.prompts_per_step=16", "stage.sft.steps=4", *SMALL[1:]]
+SLOW |= {
+    "aha train r1": ["train", "r1", *R1],
+    "aha train r1_zero": ["train", "r1_zero", *SMALL],
+    "aha train distill": ["train", "distill", "stage.student.collect_steps=2", "stage.student.steps=2", *SMALL],
+    "aha eval runs/r1 --task countdown --out scores/r1": [
+        *("eval", "runs/r1", "--task", "countdown", "--problems", "8", "--out", "scores/r1"),
+    ],
+    "aha eval tiny --task countdown --out scores/base": [
+        *("eval", "tiny", "--task", "countdown", "--problems", "8", "--out", "scores/base"),
+    ],
+    "aha eval --compare scores/r1 scores/base": ["eval", "--compare", "scores/r1", "scores/base"],
+    "aha export runs/r1 --to hf exported": ["export", "runs/r1", "--to", "hf", "exported"],
 }
 MAKE = {"make demo": "aha train countdown", "make test": "pytest"}
 SERVE = "aha serve runs/countdown --port 8000"
