@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aha.errors import ModelError
-from aha.models.transformer import Projection, Transformer
+from aha.models.transformer import Linear, Projection, Transformer
 
 LoraTargets = Literal["all_linear", "attention", "mlp"]
 
@@ -76,9 +76,14 @@ class LowRank(nn.Module):
         num_rows = sum(part.stop - part.start for part in self.rows.values())
         self.a = nn.Parameter(weight.new_zeros(rank * len(self.rows), weight.shape[1]))
         self.b = nn.Parameter(weight.new_zeros(num_rows, rank))
+        self._sampling: tuple[tuple[int, int], Tensor] | None = None
 
-    def forward(self, x_ND: Tensor, product: Tensor) -> Tensor:
+    def forward(self, x_ND: Tensor, product: Tensor, linear: Linear, weight_version: int) -> Tensor:
         """The fused matrix's product with the adapters' products added."""
+        if linear is not F.linear:
+            # The engine's packed products: two large ones cost it less than many small ones.
+            b = self._block_diagonal_b(product.shape[1], weight_version=weight_version)
+            return product + linear(linear(x_ND, self.a, None), b, None)
         reduced = F.linear(x_ND, self.a)
         if self.scale != 1.0:
             reduced = reduced * self.scale
@@ -89,6 +94,18 @@ class LowRank(nn.Module):
         for rows, part in zip(self.rows.values(), added, strict=True):
             product = torch.cat((product[:, : rows.start], product[:, rows] + part, product[:, rows.stop :]), dim=1)
         return product
+
+    def _block_diagonal_b(self, num_rows: int, *, weight_version: int) -> Tensor:
+        """All parts' Bs, times the scale, in one matrix; made again when the parameters have changed."""
+        # Not by torch's own counter: a fused AdamW step on float32 parameters does not raise it.
+        key = (id(self.a), weight_version)
+        if self._sampling is None or self._sampling[0] != key:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                block = self.b.new_zeros(num_rows, len(self.a))
+                for index, (name, _, b) in enumerate(self.parts()):
+                    block[self.rows[name], index * self.rank : (index + 1) * self.rank] = b * self.scale
+            self._sampling = (key, block)
+        return self._sampling[1]
 
     def parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(Hugging Face name, A, B) of each adapted part; views of the parameters."""

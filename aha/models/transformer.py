@@ -63,10 +63,10 @@ class Projection(nn.Linear):
         super().__init__(num_in, num_out, bias=bias)
         self.adapter: LowRank | None = None
 
-    def project(self, x_ND: Tensor, linear: Linear) -> Tensor:
+    def project(self, x_ND: Tensor, linear: Linear, *, weight_version: int) -> Tensor:
         """The matrix's product by way of `linear`, and the adapter's added."""
         product = linear(x_ND, self.weight, self.bias)
-        return product if self.adapter is None else cast(Tensor, self.adapter(x_ND, product))
+        return product if self.adapter is None else cast(Tensor, self.adapter(x_ND, product, linear, weight_version))
 
 
 class Layer(nn.Module):
@@ -183,8 +183,11 @@ class Transformer(nn.Module):
         num_tokens, num_q, num_kv, head_dim = len(x_ND), config.num_heads, config.num_kv_heads, config.head_dim
         eps = config.rms_norm_eps
         cos_N1C, sin_N1C = rope
+        version = self.weight_version
         normed_ND = F.rms_norm(x_ND, (config.hidden_size,), layer.input_norm, eps)
-        qkv = layer.qkv_proj.project(normed_ND, linear).view(num_tokens, num_q + 2 * num_kv, head_dim)
+        qkv = layer.qkv_proj.project(normed_ND, linear, weight_version=version).view(
+            num_tokens, num_q + 2 * num_kv, head_dim
+        )
         if config.has_qk_norm:
             q_NHC = F.rms_norm(qkv[:, :num_q], (head_dim,), layer.q_norm, eps)
             k_NKC = F.rms_norm(qkv[:, num_q : num_q + num_kv], (head_dim,), layer.k_norm, eps)
@@ -193,10 +196,10 @@ class Transformer(nn.Module):
             rotated = rotate(qkv[:, : num_q + num_kv], cos_N1C, sin_N1C)
             q_NHC, k_NKC = rotated[:, :num_q], rotated[:, num_q:]
         attended_NHC = attention(index, q_NHC, k_NKC, qkv[:, num_q + num_kv :])
-        x_ND = x_ND + layer.o_proj.project(attended_NHC.reshape(num_tokens, -1), linear)
+        x_ND = x_ND + layer.o_proj.project(attended_NHC.reshape(num_tokens, -1), linear, weight_version=version)
         normed_ND = F.rms_norm(x_ND, (config.hidden_size,), layer.post_attention_norm, eps)
-        gate_NF, up_NF = layer.gate_up_proj.project(normed_ND, linear).chunk(2, dim=-1)
-        return x_ND + layer.down_proj.project(F.silu(gate_NF) * up_NF, linear)
+        gate_NF, up_NF = layer.gate_up_proj.project(normed_ND, linear, weight_version=version).chunk(2, dim=-1)
+        return x_ND + layer.down_proj.project(F.silu(gate_NF) * up_NF, linear, weight_version=version)
 
     def forward(self, token_ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of B sequences of equal length, positions from 0."""

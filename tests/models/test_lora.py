@@ -71,7 +71,7 @@ def test_adapter_adds_alpha_over_rank_times_b_a_to_each_part() -> None:
     projection = layer.qkv_proj
     x = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = projection.project(x, torch.nn.functional.linear)
+        found = projection.project(x, torch.nn.functional.linear, weight_version=0)
         a_q, a_k, a_v = projection.adapter.a.split(4)
         b_q, b_k, b_v = projection.adapter.b.split((32, 16, 16))
         deltas = [2.0 * b @ (a @ x.T) for a, b in ((a_q, b_q), (a_k, b_k), (a_v, b_v))]

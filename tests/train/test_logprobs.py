@@ -136,3 +136,15 @@ def test_engine_and_trainer_agree_in_bfloat16(make_model: MakeModel) -> None:
     engine_M = torch.tensor([value for _, c in drawn for value in c.logprobs])
     gap_M = trained_logprobs(model, drawn, 1.0).exp() - engine_M.exp()
     assert gap_M.abs().mean() < 0.005
+
+
+def test_frozen_head_gets_no_gradient_and_its_input_the_same_one(make_model: MakeModel) -> None:
+    """Under LoRA the head is frozen: its gradient, as large as the vocabulary is wide, is never computed."""
+    model, frozen = make_model(tie_word_embeddings=False), make_model(tie_word_embeddings=False)
+    frozen.lm_head.requires_grad_(False)
+    for each in (model, frozen):
+        token_logprobs(each, pack(SEQUENCES)).logprobs_M.sum().backward()
+    assert frozen.lm_head.grad is None
+    assert model.lm_head.grad is not None
+    assert model.final_norm.grad is not None
+    torch.testing.assert_close(frozen.final_norm.grad, model.final_norm.grad, rtol=0.0, atol=0.0)
