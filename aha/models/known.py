@@ -65,7 +65,7 @@ _QWEN3 = {
     "0.6B": _qwen("qwen3", 1024, layers=28, intermediate=3072, heads=16, kv_heads=8) | {"head_dim": 128},
     "1.7B": _qwen("qwen3", 2048, layers=28, intermediate=6144, heads=16, kv_heads=8) | {"head_dim": 128},
 }
-_R1_DISTILL_QWEN_1_5B = _QWEN25["1.5B"] | {
+_R1_DISTILL = {
     # Distilled from Qwen2.5-Math, whose RoPE base is 10,000; the head is its own.
     "rope_theta": 10_000.0,
     "max_position_embeddings": 131_072,
@@ -81,7 +81,8 @@ KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
     **{f"Qwen/Qwen2.5-{size}": raw | {"eos_token_id": 151_643} for size, raw in _QWEN25.items()},
     **{f"Qwen/Qwen2.5-{size}-Instruct": raw for size, raw in _QWEN25.items()},
     **{f"Qwen/Qwen3-{size}": raw for size, raw in _QWEN3.items()},
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": _R1_DISTILL_QWEN_1_5B,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": _QWEN25["1.5B"] | _R1_DISTILL,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": _QWEN25["7B"] | _R1_DISTILL,
 }
 """Hugging Face id -> its configuration, in the dialect of config.json."""
 

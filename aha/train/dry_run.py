@@ -18,8 +18,9 @@ from aha.models import ModelConfig, choose_dtype, read_config
 from aha.models.known import KNOWN_CONFIGS, known_config
 from aha.tasks import get_task
 from aha.train.collecting import CollectingConfig
+from aha.train.distill import DistillConfig
 from aha.train.grpo_config import GRPOConfig
-from aha.train.machines import CPU_RUNTIME_BYTES, GIB, GPU_RUNTIME_BYTES, GPUS, find_machine
+from aha.train.machines import CPU_RUNTIME_BYTES, GIB, GPU_RUNTIME_BYTES, GPUS, Machine, find_machine
 from aha.train.plan import four_bit_savings, memory_of, num_trained, peak_bytes, plan
 from aha.train.plan_table import describe
 from aha.train.run_shape import RunShape
@@ -48,6 +49,8 @@ def dry_run(source: str, *, overrides: Sequence[str] = ()) -> str:
         machine = find_machine(
             machine_name if on_gpu else "cpu", dtype=dtype, on=datetime.now(UTC).date(), price=config.price
         )
+        if isinstance(config, DistillConfig):
+            parts.append(_describe_teacher(config, name=stage.name, dtype=dtype, machine=machine))
         num_evaluations = (index == 0) + (index == len(checked.configs) - 1)
         shape = _shape(config, dtype=dtype, num_evaluations=num_evaluations)
         parts.append(
@@ -55,6 +58,28 @@ def dry_run(source: str, *, overrides: Sequence[str] = ()) -> str:
             + describe(plan(_model_config(config), run=shape, machine=machine))
         )
     return "\n\n".join(parts)
+
+
+def _describe_teacher(config: DistillConfig, *, name: str, dtype: DTypeName, machine: Machine) -> str:
+    """What the teacher's answers of a distilling stage take, before its student's steps."""
+    head = f"stage {name}: the teacher {config.teacher}"
+    if config.is_endpoint:
+        return f"{head}\n  at most ${config.budget_usd:.2f}, the budget"
+    if config.method == "on_policy":
+        return f"{head}\n  its weights lie in memory beside the student's"
+    model = config.model if config.teacher_is_previous else config.teacher
+    asked = replace(config, model=model)
+    shape = RunShape(
+        stage="rejection",
+        steps=config.collect_steps,
+        prompts_per_step=config.prompts_per_step,
+        group_size=config.num_samples,
+        max_tokens=config.max_tokens,
+        prompt_tokens=_prompt_tokens(asked),
+        dtype=dtype,
+        num_evaluations=0,
+    )
+    return f"{head}\n{describe(plan(_model_config(asked), run=shape, machine=machine))}"
 
 
 class _Kind(NamedTuple):
