@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from aha.types import Message
 
 TINY = Path(export.__file__).parent / "models" / "tiny"
 IDS_BT = torch.randint(0, 1000, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """So small a model is faster on one thread, and far faster when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def logits(model: Transformer) -> torch.Tensor:
@@ -150,13 +160,13 @@ def test_bfloat16_merge_falls_back_to_float32_when_rounding_moves_too_much(
         calls.append(str(other.dtype))
         far = len(calls) == 2  # the first asks what the adapter does, the second is the rounded copy
         return Parity(
-            num_positions=1, max_logit_difference=1.0, mean_probability_difference=0.5 if far else 0.001,
+            num_positions=1, max_logit_difference=1.0, mean_probability_difference=0.5 if far else 1e-6,
             max_probability_difference=0.5, same_argmax_fraction=1.0, num_continued=1, num_same_continuations=1,
         )  # fmt: skip
 
     monkeypatch.setattr(export, "compare_models", compare)
     proof = export.write_merged(model, tmp_path / "out", prompts=[[1, 2, 3]])
-    assert calls == ["torch.bfloat16", "torch.bfloat16", "torch.float32"]
+    assert calls == ["torch.float32"] * 3, "no comparison has the noise of bfloat16 products in it"
     assert proof.dtype == "float32"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float32"
     assert export.Proof.from_json(proof.to_json()) == proof
