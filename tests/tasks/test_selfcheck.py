@@ -65,7 +65,7 @@ NEEDED: dict[str, Callable[[Path], str]] = {
     "reasoning_gym": lambda folder: "dataset=chain_sum",
 }
 """Task → what makes the options it cannot do without, such as a small file, in a folder of the test."""
-NUM_PROBLEMS: dict[str, int] = {}
+NUM_PROBLEMS = {"code": 6}
 """Task → problems to check it on, where its verifier is too slow for the usual number."""
 WITHOUT_GOLD = {"livecodebench"}
 """Tasks whose problems hold tests and no solution."""

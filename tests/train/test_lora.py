@@ -214,6 +214,7 @@ def logged(folder: Path, name: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
 
 
+@pytest.mark.slow
 def test_killed_lora_run_resumes_to_the_same_bits(
     tmp_path: Path, base: Path, child_environment: dict[str, str]
 ) -> None:
