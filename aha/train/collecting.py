@@ -107,7 +107,7 @@ class Collector:
         config = self.config
         self.name = self.job.stage_name
         self.task: Task = get_task(config.task)
-        self.stream = ProblemStream(self.task, seed=config.seed, cursor=self.cursor)
+        self.stream = ProblemStream(self.task, seed=self.job.seed(config), cursor=self.cursor)
         held_out = select_problems(self.task, num_problems=max(NUM_HELD_OUT, config.eval_problems), seed=EVAL_SEED)
         self.contamination = Contamination((p.prompt for p in held_out), num_words=config.decontaminate_words)
         self.limits = FilterLimits(

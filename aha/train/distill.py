@@ -117,7 +117,7 @@ def follow(
     """On-policy steps: the student samples, and its divergence from the teacher at every token is lowered."""
     assert optimizer is not None, "a stage that trains has an optimiser"
     task = get_task(config.task)
-    stream = ProblemStream(task, seed=config.seed, cursor=(state or {}).get("problem_cursor", 0))
+    stream = ProblemStream(task, seed=job.seed(config), cursor=(state or {}).get("problem_cursor", 0))
     sampling = SamplingParams(
         num_samples=config.num_samples, temperature=config.temperature, max_tokens=config.max_tokens
     )

@@ -26,7 +26,7 @@ from aha.train.optimizer import Optimizer
 from aha.train.rollouts import respond_with
 from aha.train.run import Run, load_parameters
 from aha.train.sinks import Sinks
-from aha.train.stage import StageConfig
+from aha.train.stage import StageConfig, stage_seed
 from aha.types import SamplingParams
 
 EVAL_SEED = 0
@@ -104,6 +104,10 @@ class Job:
         is_of_the_run = self.num_stages == 1 or name in OF_THE_RUN
         empty = BillPhase(name=name, seconds=0.0, stage="" if is_of_the_run else self.stage_name)
         return self.phases.get(empty.label, empty)
+
+    def seed(self, config: StageConfig) -> int:
+        """What the draws of the stage follow from."""
+        return stage_seed(config.seed, self.stage_index)
 
     @property
     def dtype(self) -> Literal["float32", "bfloat16"]:

@@ -124,6 +124,7 @@ class ExampleSource:
 
     def __init__(self, config: SupervisedConfig, job: Job, *, data: Sequence[str] | None = None) -> None:
         self._config = config
+        self._seed = job.seed(config)
         self._chat = job.chat
         self._task = get_task(config.task)
         names = getattr(config, "data", ()) if data is None else data
@@ -151,7 +152,7 @@ class ExampleSource:
         drawn = [self._sequence_at(step * num_data + i) for i in range(num_data)]
         if self._num_demonstrations:
             drawn += draw_examples(
-                self._task, self._chat, num_examples=self._num_demonstrations, seed=config.seed, step=step
+                self._task, self._chat, num_examples=self._num_demonstrations, seed=self._seed, step=step
             )
         return drawn
 
@@ -159,7 +160,7 @@ class ExampleSource:
         epoch, position = divmod(number, len(self._sequences))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, list(range(len(self._sequences)))
-            random.Random(derive_seed(self._config.seed, "examples", epoch)).shuffle(self._order)
+            random.Random(derive_seed(self._seed, "examples", epoch)).shuffle(self._order)
         return self._sequences[self._order[position]]
 
 

@@ -11,7 +11,12 @@ import torch
 
 from aha.models import load_model
 from aha.train import train
+from aha.train.collecting import Collector
 from aha.train.dataset import read_examples
+from aha.train.job import Job
+from aha.train.rejection import RejectionConfig
+from aha.train.sft import ExampleSource, SFTConfig
+from aha.train.teacher import LocalTeacher
 from tests.train.conftest import Aha, FirstToken, assert_refused, rows, write_stages
 
 SHARED = {
@@ -167,3 +172,32 @@ def test_teacher_with_another_vocabulary_is_refused(
         {**FOLLOWED, "teacher": str(other), "start": "previous", "steps": 1},
     )
     assert_refused(aha(recipe, "--out", tmp_path / "out"), "has another tokenizer", 'method = "sequences"')
+
+
+def test_two_stages_of_one_kind_do_not_repeat_each_other(run: Any) -> None:
+    """The same settings, seed and all: other problems in GRPO, other demonstrations and another order in SFT."""
+    still = {"learning_rate": 1e-12, "steps": 1, "samples_per_step": 8, "prompts_per_step": 8}
+    folder = run({**RL, **still}, {**LAST, **still}, eval_problems=0)
+    prompts = [json.loads(line)["prompt"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(prompts) == 16
+    assert prompts[:8] != prompts[8:]
+
+
+@pytest.mark.parametrize("data", [(), ("many.jsonl",)])
+def test_examples_of_two_stages_come_in_another_order(job: Job, first_token: FirstToken, data: tuple[str, ...]) -> None:
+    Path("many.jsonl").write_text("".join(json.dumps({"prompt": f"q{n}", "answer": "2"}) + "\n" for n in range(40)))
+    config = SFTConfig(task="first_token", data=data, examples_per_step=8, seed=3)
+    first = ExampleSource(config, job).draw(0)
+    job.stage_index = 1
+    assert ExampleSource(config, job).draw(0) != first
+
+
+def test_two_collecting_stages_ask_other_problems(job: Job, first_token: FirstToken) -> None:
+    asked = []
+    for index in (0, 1):
+        job.stage_index, job.stage_name = index, f"collected_{index}"
+        collector = Collector.resumed(
+            RejectionConfig(task="first_token"), job, teacher=LocalTeacher(job.engine, job.chat, name=""), state=None
+        )
+        asked.append([problem.prompt for problem in collector.stream.take(8)])
+    assert asked[0] != asked[1]
