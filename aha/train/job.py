@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,8 @@ class Job:
     num_stages: int = 1
     steps_before: int = 0
     """Steps of the recipe's earlier stages: metrics and checkpoints count through."""
+    evaluated: Mapping[str, int] = field(default_factory=dict)
+    """Task of each stage → how many of its held-out problems the run may be measured on: no dataset may have them."""
     sinks: Sinks | None = None
     """Where metrics go besides metrics.jsonl."""
     is_interrupted: bool = False

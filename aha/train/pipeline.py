@@ -95,6 +95,7 @@ def train(
             console=console or Console("quiet"),
             price=price,
             num_stages=len(plan.configs),
+            evaluated={config.task: config.eval_problems for config in plan.configs},
         )
         with shown_live(job, watch_port=watch_port), tracked(plan, job, track):
             _run(plan, job, resume=resume)
