@@ -23,8 +23,8 @@ LANGUAGES: tuple[str, ...] = get_args(Language)
 _LATIN = {
     "de": "der die das und ist nicht ein eine einen dem den des zu mit auf für von wir ich es sie auch wenn dann also "
     "aber oder wird sind im als noch nur kann muss jetzt hier haben ergibt",
-    "en": "a an the of and to is in that it we for this with as be are so then if but not can have need which from let "
-    "now by there must get would at or on what try first next because equals gives think wait",
+    "en": "i a an the of and to is in that it we for this with as be are so then if but not can have need which from "
+    "let now by there must get would at or on what try first next because equals gives think wait",
     "es": "el la los las de que y es en un una por con para no se lo del al como más pero entonces si su está son hay "
     "ahora tenemos este esta",
     "fr": "le la les des est et un une que pour dans ce qui pas nous sur avec donc au du il elle sont mais ou si par "
