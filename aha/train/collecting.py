@@ -241,7 +241,7 @@ class Collector:
             ConfigError: nothing was kept, so that a stage that trains on it could not begin.
         """
         if not self._seen:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.most_common(3))
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.most_common(3)) or "none came"
             raise ConfigError(
                 f"stage {self.name!r} kept no answer at all ({reasons}); more samples, or a better teacher"
             )

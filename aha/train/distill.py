@@ -95,13 +95,16 @@ def train(
     if config.method == "on_policy":
         follow(config, job, optimizer=optimizer, first_step=first_step, state=state)
         return
-    if first_step < config.collect_steps:
+    # Also where the run was stopped right after the last batch: the dataset's card may not be written yet.
+    if first_step <= config.collect_steps:
         with open_teacher(config, job) as teacher:
             collector = Collector.resumed(config, job, teacher=teacher, state=state)
             for step in range(first_step, config.collect_steps):
                 try:
                     collector.step(step)
                 except BudgetExceededError as error:
+                    # Requests that gave nothing may have been paid for all the same.
+                    teacher.charge(job, seconds=0.0, metrics={"prompt_tokens": 0, "completion_tokens": 0})
                     job.console.say(f"{error}; going on with the {collector.num_examples} examples bought so far")
                     break
                 job.after_step(config, step=step, optimizer=optimizer, state=collector.state)
@@ -133,14 +136,18 @@ def follow(
             sampled_tokens = {key: metrics[key] for key in ("prompt_tokens", "completion_tokens")}
             job.charge("sampling", seconds=time.perf_counter() - started, **sampled_tokens)
             started_training = time.perf_counter()
-            sequences = [TrainingSequence(g.prompt_ids, r.completion.token_ids) for g in groups for r in g.rollouts]
+            sequences = [
+                TrainingSequence(g.prompt_ids, r.completion.token_ids, is_sampled=r.completion.is_sampled)
+                for g in groups
+                for r in g.rollouts
+            ]
             divergence = _accumulate_gradients(job.model, teacher.engine.model, sequences, config=config)
             grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
             learning_rate = scheduled_learning_rate(config, step=step)
             is_taken = job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
             if not is_taken:
                 job.dump_skipped(step, sequences)
-            num_tokens = sum(len(s.completion_ids) for s in sequences)
+            num_tokens = sum(s.num_trained for s in sequences)
             job.charge("training", seconds=time.perf_counter() - started_training, trained_tokens=num_tokens)
             metrics |= {
                 "learning_rate": learning_rate,
@@ -160,7 +167,7 @@ def _accumulate_gradients(
     student: Transformer, teacher: Transformer, sequences: Sequence[TrainingSequence], *, config: DistillConfig
 ) -> float:
     """Backpropagate the mean divergence per sampled token; returns it, in nats."""
-    num_tokens = sum(len(s.completion_ids) for s in sequences)
+    num_tokens = sum(s.num_trained for s in sequences)
     total = 0.0
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
         divergence_M = token_divergences(
