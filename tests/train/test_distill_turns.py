@@ -104,7 +104,6 @@ def test_endpoint_holds_the_turns_of_a_task_too(live: LiveEndpoint, tmp_path: Pa
     for teacher in teacher_of(live, tmp_path):
         groups = teacher.answer(PROBLEMS, task=TwoTurns(), sampling=SamplingParams(num_samples=2, max_tokens=90))
     assert all(rollout.score.is_correct for group in groups for rollout in group.rollouts)
-    assert len(live.bodies) == 12
 
 
 def test_answers_that_were_paid_for_are_kept_where_the_money_ends_within_a_prompt(
