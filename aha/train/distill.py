@@ -24,8 +24,8 @@ from aha.train.optimizer import Optimizer
 from aha.train.rollouts import ProblemStream, collect
 from aha.train.sft import ExampleSource, SupervisedConfig, imitate
 from aha.train.stage import derive_seed, scheduled_learning_rate
-from aha.train.teacher import LocalTeacher, open_teacher
-from aha.types import SamplingParams
+from aha.train.teacher import LocalTeacher, open_teacher, other_tokenizer
+from aha.types import RolloutGroup, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,11 @@ class DistillConfig(SupervisedConfig, CollectingConfig):
             )
         if self.is_endpoint and not self.budget_usd:
             raise ConfigError(f"teacher={self.teacher!r} costs money: say how much at most, e.g. budget_usd=1.0")
+        if self.is_endpoint and not self.teacher_price:
+            raise ConfigError(
+                f"teacher={self.teacher!r}: a budget cannot be kept without a price; say what its tokens cost, e.g. "
+                "teacher_price=0.55/2.19, in dollars per million in and out"
+            )
         if self.method == "on_policy" and self.temperature == 0:
             raise ConfigError("on_policy needs temperature above 0, got 0")
 
@@ -136,11 +141,7 @@ def follow(
             sampled_tokens = {key: metrics[key] for key in ("prompt_tokens", "completion_tokens")}
             job.charge("sampling", seconds=time.perf_counter() - started, **sampled_tokens)
             started_training = time.perf_counter()
-            sequences = [
-                TrainingSequence(g.prompt_ids, r.completion.token_ids, is_sampled=r.completion.is_sampled)
-                for g in groups
-                for r in g.rollouts
-            ]
+            sequences = _sequences(groups)
             divergence = _accumulate_gradients(job.model, teacher.engine.model, sequences, config=config)
             grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
             learning_rate = scheduled_learning_rate(config, step=step)
@@ -163,6 +164,15 @@ def follow(
             job.after_step(config, step=step, optimizer=optimizer, state={"problem_cursor": stream.cursor})
 
 
+def _sequences(groups: Sequence[RolloutGroup]) -> list[TrainingSequence]:
+    """What the student wrote; what a task showed it is context."""
+    return [
+        TrainingSequence(group.prompt_ids, r.completion.token_ids, is_sampled=r.completion.is_sampled)
+        for group in groups
+        for r in group.rollouts
+    ]
+
+
 def _accumulate_gradients(
     student: Transformer, teacher: Transformer, sequences: Sequence[TrainingSequence], *, config: DistillConfig
 ) -> float:
@@ -183,7 +193,4 @@ def _check_same_vocabulary(job: Job, teacher: LocalTeacher) -> None:
     """Raises ConfigError when a token id does not mean the same to both models."""
     is_same_size = job.model.config.vocab_size == teacher.engine.model.config.vocab_size
     if not is_same_size or job.chat.vocabulary != teacher.chat.vocabulary:
-        raise ConfigError(
-            f"{teacher.name} has another tokenizer than the student, so their distributions cannot be compared; "
-            'use method = "sequences"'
-        )
+        raise ConfigError(other_tokenizer(teacher.name))

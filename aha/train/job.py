@@ -59,6 +59,8 @@ class Job:
     """Steps of the recipe's earlier stages: metrics and checkpoints count through."""
     evaluated: Mapping[str, int] = field(default_factory=dict)
     """Task of each stage → how many of its held-out problems the run may be measured on: no dataset may have them."""
+    measured: StageConfig | None = None
+    """What every evaluation of the run asks: the first stage, so that they make one curve. None: the stage's own."""
     sinks: Sinks | None = None
     """Where metrics go besides metrics.jsonl."""
     is_interrupted: bool = False
@@ -250,9 +252,11 @@ class Job:
             Interrupted: Ctrl-C was pressed; everything up to this step is saved.
         """
         done = step + 1
-        if config.eval_every and done % config.eval_every == 0 and done < config.num_steps:
+        measured = self.measured or config
+        is_due = config.eval_every and done % config.eval_every == 0 and done < config.num_steps
+        if is_due and measured.eval_problems:
             number = self.steps_before + done
-            self.log_evaluation(number, self.evaluate(config, f"step_{number:06d}"))
+            self.log_evaluation(number, self.evaluate(measured, f"step_{number:06d}"))
         if self.is_interrupted or done % config.checkpoint_every == 0 or done == config.num_steps:
             self.save(done, optimizer=optimizer, state=state or {})
         if self.is_interrupted:

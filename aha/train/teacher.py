@@ -14,8 +14,10 @@ from aha import hub
 from aha.chat import ChatFormat
 from aha.client import BudgetExceededError, Client, EndpointError, parse_endpoint, terms_notice
 from aha.engine import Engine
+from aha.errors import ConfigError
 from aha.evaluate import conversation
-from aha.models import load_model
+from aha.models import is_adapter_folder, load_model, read_config
+from aha.models.checkpoint import weight_files
 from aha.tasks.base import Task
 from aha.tasks.turns import answer_problems
 from aha.train.job import Job
@@ -130,6 +132,35 @@ class EndpointTeacher:
             prompt_tokens=metrics["prompt_tokens"],
             completion_tokens=metrics["completion_tokens"],
         )
+
+
+def check_teacher(config: DistillConfig, *, chat: ChatFormat) -> None:
+    """Refuse, before the first stage runs, a teacher that a later one could not use.
+
+    Args:
+        chat: the student's.
+
+    Raises:
+        AhaError: no such model or endpoint, one without weights, or for on_policy one with another tokenizer.
+    """
+    if config.is_endpoint:
+        parse_endpoint(config.teacher, price=config.teacher_price)
+    elif not config.teacher_is_previous:
+        folder = hub.resolve(config.teacher)
+        if not is_adapter_folder(folder):
+            read_config(folder)
+            weight_files(folder)
+        theirs = ChatFormat.load(folder)
+        if config.method == "on_policy" and theirs.vocabulary != chat.vocabulary:
+            raise ConfigError(other_tokenizer(config.teacher))
+
+
+def other_tokenizer(name: str) -> str:
+    """Why a teacher's distribution cannot be followed."""
+    return (
+        f"{name} has another tokenizer than the student, so their distributions cannot be compared; "
+        'use method = "sequences"'
+    )
 
 
 @contextmanager

@@ -208,7 +208,9 @@ def test_two_collecting_stages_ask_other_problems(job: Job, first_token: FirstTo
 def test_name_that_no_folder_should_have_is_refused(
     aha: Aha, tmp_path: Path, base_folder: Path, first_token: FirstToken, name: str
 ) -> None:
-    recipe = write_stages(tmp_path / "bad.toml", {**SHARED, "model": str(base_folder)}, COLD, {**REJECTED, "name": name})
+    recipe = write_stages(
+        tmp_path / "bad.toml", {**SHARED, "model": str(base_folder)}, COLD, {**REJECTED, "name": name}
+    )
     assert_refused(aha(recipe, "--out", tmp_path / "never"), "name", "letters, digits")
     assert not (tmp_path / "never").exists()
 
@@ -218,7 +220,7 @@ def test_names_that_differ_in_case_alone_are_refused(
 ) -> None:
     """They would be one folder where the disk does not tell them apart."""
     recipe = write_stages(
-        tmp_path / "bad.toml", {**SHARED, "model": str(base_folder)}, REJECTED, {**REJECTED, "name": "Rejected"}
+        tmp_path / "bad.toml", {**SHARED, "model": str(base_folder)}, COLD, REJECTED, {**REJECTED, "name": "Rejected"}
     )
     assert_refused(aha(recipe, "--out", tmp_path / "never"), "two stages are named")
 
@@ -228,7 +230,10 @@ def test_names_that_differ_in_case_alone_are_refused(
     [
         ({**TAUGHT, "teacher": "nowhere/at-all.x"}, ["stage 'taught'", "teacher", "nowhere/at-all.x"]),
         ({**TAUGHT, "teacher": "hollow"}, ["stage 'taught'", "teacher", "hollow"]),
-        ({**TAUGHT, "teacher": "openai:x", "budget_usd": 1.0}, ["stage 'taught'", "is no endpoint"]),
+        (
+            {**TAUGHT, "teacher": "openai:x", "budget_usd": 1.0, "teacher_price": "1/2"},
+            ["stage 'taught'", "is no endpoint"],
+        ),
         (
             {**TAUGHT, "teacher": "openai:x@http://127.0.0.1:1/v1", "budget_usd": 1.0, "teacher_price": "a"},
             ["stage 'taught'", "price"],
