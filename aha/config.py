@@ -97,10 +97,9 @@ def load_recipe(path: Path, *, kinds: Kinds, overrides: Sequence[str] = ()) -> R
         )
     else:
         raise ConfigError(f'{path}: needs stage = "KIND" or [[stage]] tables; kinds: {", ".join(sorted(kinds))}')
-    names = [stage.name for stage in stages]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{path}: two stages are named {name!r}; give each [[stage]] its own name")
+    names = [stage.name.lower() for stage in stages]  # they name files, and some disks do not tell A from a
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{path}: two stages are named {twice[0]!r}; give each [[stage]] its own name")
     return override(Recipe(path.stem, tuple(stages)), overrides, kinds=kinds)
 
 
@@ -135,6 +134,8 @@ def _read_stage(entry: dict[str, object], *, kinds: Kinds, path: Path) -> StageT
     name = values.pop("name", kind)
     if not isinstance(kind, str) or not isinstance(name, str):
         raise ConfigError(f'{path}: each [[stage]] needs kind = "…"; choose from: {", ".join(sorted(kinds))}')
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,59}", name):
+        raise ConfigError(f"{path}: stage name {name[:80]!r} is also that of files: up to 60 letters, digits, _ and -")
     return StageTable(name, _known_kind(kind, kinds=kinds, path=path), values, f"{path}: stage {name!r}")
 
 

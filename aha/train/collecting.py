@@ -5,6 +5,7 @@ Shared by the rejection stage, whose teacher is the policy itself, and by distil
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from aha.errors import ConfigError, unknown_name
+from aha.errors import ConfigError, DataError, unknown_name
 from aha.evaluate import select_problems
-from aha.tasks import get_task
+from aha.tasks import Mixture, get_task
 from aha.tasks.base import Task
 from aha.tasks.language import Language
 from aha.train.dataset import FILE, Example, describe_dataset, read_examples
@@ -29,7 +30,7 @@ from aha.types import FinishReason, Rollout, RolloutGroup, SamplingParams
 MAX_SKIPPED_PROMPTS = 50
 """Prompts looked at for each one wanted before a stage gives up on finding any that is not held out."""
 NUM_HELD_OUT = 2000
-"""Held-out problems that training prompts are compared with, where the evaluation asks fewer."""
+"""Held-out problems of each task that training prompts are compared with, where the evaluation asks fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,13 @@ class CollectingConfig(StageConfig):
                 raise ConfigError(unknown_name("filter", name, FILTERS))
 
 
+def _held_out(task: Task, *, num_problems: int) -> Iterator[list[str]]:
+    """The held-out prompts of a task, of each part of a mixture by itself; none of a task that holds nothing out."""
+    for part in task.parts if isinstance(task, Mixture) else (task,):
+        with contextlib.suppress(DataError):  # nothing held out; an evaluation of it has said so before
+            yield [p.prompt for p in select_problems(part, num_problems=num_problems, seed=EVAL_SEED)]
+
+
 @dataclass
 class Collector:
     """Collects one stage's dataset into data/NAME of the run, a step at a time.
@@ -107,9 +115,13 @@ class Collector:
         config = self.config
         self.name = self.job.stage_name
         self.task: Task = get_task(config.task)
-        self.stream = ProblemStream(self.task, seed=config.seed, cursor=self.cursor)
-        held_out = select_problems(self.task, num_problems=max(NUM_HELD_OUT, config.eval_problems), seed=EVAL_SEED)
-        self.contamination = Contamination((p.prompt for p in held_out), num_words=config.decontaminate_words)
+        self.stream = ProblemStream(self.task, seed=self.job.seed(config), cursor=self.cursor)
+        asked = {**self.job.evaluated, self.task.name: config.eval_problems}
+        self.contaminations = [
+            Contamination(prompts, num_words=config.decontaminate_words)
+            for spec, num_problems in asked.items()
+            for prompts in _held_out(get_task(spec), num_problems=max(NUM_HELD_OUT, num_problems))
+        ]
         self.limits = FilterLimits(
             language=config.language,
             min_language_share=config.min_language_share,
@@ -162,7 +174,7 @@ class Collector:
         config, num_found = self.config, 0
         for _ in range(MAX_SKIPPED_PROMPTS * config.prompts_per_step):
             problem = self.stream.take(1)[0]
-            if self.contamination.reaches(problem.prompt):
+            if any(contamination.reaches(problem.prompt) for contamination in self.contaminations):
                 self.dropped["prompt is held out"] += 1
                 continue
             yield problem
@@ -229,7 +241,7 @@ class Collector:
             ConfigError: nothing was kept, so that a stage that trains on it could not begin.
         """
         if not self._seen:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.most_common(3))
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.most_common(3)) or "none came"
             raise ConfigError(
                 f"stage {self.name!r} kept no answer at all ({reasons}); more samples, or a better teacher"
             )

@@ -24,8 +24,8 @@ from aha.train.optimizer import Optimizer
 from aha.train.rollouts import ProblemStream, collect
 from aha.train.sft import ExampleSource, SupervisedConfig, imitate
 from aha.train.stage import derive_seed, scheduled_learning_rate
-from aha.train.teacher import LocalTeacher, open_teacher
-from aha.types import SamplingParams
+from aha.train.teacher import LocalTeacher, open_teacher, other_tokenizer
+from aha.types import RolloutGroup, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,11 @@ class DistillConfig(SupervisedConfig, CollectingConfig):
             )
         if self.is_endpoint and not self.budget_usd:
             raise ConfigError(f"teacher={self.teacher!r} costs money: say how much at most, e.g. budget_usd=1.0")
+        if self.is_endpoint and not self.teacher_price:
+            raise ConfigError(
+                f"teacher={self.teacher!r}: a budget cannot be kept without a price; say what its tokens cost, e.g. "
+                "teacher_price=0.55/2.19, in dollars per million in and out"
+            )
         if self.method == "on_policy" and self.temperature == 0:
             raise ConfigError("on_policy needs temperature above 0, got 0")
 
@@ -95,13 +100,16 @@ def train(
     if config.method == "on_policy":
         follow(config, job, optimizer=optimizer, first_step=first_step, state=state)
         return
-    if first_step < config.collect_steps:
+    # Also where the run was stopped right after the last batch: the dataset's card may not be written yet.
+    if first_step <= config.collect_steps:
         with open_teacher(config, job) as teacher:
             collector = Collector.resumed(config, job, teacher=teacher, state=state)
             for step in range(first_step, config.collect_steps):
                 try:
                     collector.step(step)
                 except BudgetExceededError as error:
+                    # Requests that gave nothing may have been paid for all the same.
+                    teacher.charge(job, seconds=0.0, metrics={"prompt_tokens": 0, "completion_tokens": 0})
                     job.console.say(f"{error}; going on with the {collector.num_examples} examples bought so far")
                     break
                 job.after_step(config, step=step, optimizer=optimizer, state=collector.state)
@@ -117,7 +125,7 @@ def follow(
     """On-policy steps: the student samples, and its divergence from the teacher at every token is lowered."""
     assert optimizer is not None, "a stage that trains has an optimiser"
     task = get_task(config.task)
-    stream = ProblemStream(task, seed=config.seed, cursor=(state or {}).get("problem_cursor", 0))
+    stream = ProblemStream(task, seed=job.seed(config), cursor=(state or {}).get("problem_cursor", 0))
     sampling = SamplingParams(
         num_samples=config.num_samples, temperature=config.temperature, max_tokens=config.max_tokens
     )
@@ -133,14 +141,14 @@ def follow(
             sampled_tokens = {key: metrics[key] for key in ("prompt_tokens", "completion_tokens")}
             job.charge("sampling", seconds=time.perf_counter() - started, **sampled_tokens)
             started_training = time.perf_counter()
-            sequences = [TrainingSequence(g.prompt_ids, r.completion.token_ids) for g in groups for r in g.rollouts]
+            sequences = _sequences(groups)
             divergence = _accumulate_gradients(job.model, teacher.engine.model, sequences, config=config)
             grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
             learning_rate = scheduled_learning_rate(config, step=step)
             is_taken = job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
             if not is_taken:
                 job.dump_skipped(step, sequences)
-            num_tokens = sum(len(s.completion_ids) for s in sequences)
+            num_tokens = sum(s.num_trained for s in sequences)
             job.charge("training", seconds=time.perf_counter() - started_training, trained_tokens=num_tokens)
             metrics |= {
                 "learning_rate": learning_rate,
@@ -156,11 +164,20 @@ def follow(
             job.after_step(config, step=step, optimizer=optimizer, state={"problem_cursor": stream.cursor})
 
 
+def _sequences(groups: Sequence[RolloutGroup]) -> list[TrainingSequence]:
+    """What the student wrote; what a task showed it is context."""
+    return [
+        TrainingSequence(group.prompt_ids, r.completion.token_ids, is_sampled=r.completion.is_sampled)
+        for group in groups
+        for r in group.rollouts
+    ]
+
+
 def _accumulate_gradients(
     student: Transformer, teacher: Transformer, sequences: Sequence[TrainingSequence], *, config: DistillConfig
 ) -> float:
     """Backpropagate the mean divergence per sampled token; returns it, in nats."""
-    num_tokens = sum(len(s.completion_ids) for s in sequences)
+    num_tokens = sum(s.num_trained for s in sequences)
     total = 0.0
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
         divergence_M = token_divergences(
@@ -176,7 +193,4 @@ def _check_same_vocabulary(job: Job, teacher: LocalTeacher) -> None:
     """Raises ConfigError when a token id does not mean the same to both models."""
     is_same_size = job.model.config.vocab_size == teacher.engine.model.config.vocab_size
     if not is_same_size or job.chat.vocabulary != teacher.chat.vocabulary:
-        raise ConfigError(
-            f"{teacher.name} has another tokenizer than the student, so their distributions cannot be compared; "
-            'use method = "sequences"'
-        )
+        raise ConfigError(other_tokenizer(teacher.name))

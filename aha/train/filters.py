@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ REPEATED_WORDS = 10
 MAX_REPEATED_SHARE = 0.3
 MIN_RUNS = 20
 """Fewer runs of words say nothing."""
+MAX_PROMPTS_WITH_RUN = 10
+"""A run of words in more held-out prompts than this is the wording of the task: GPT-3's number (appendix C)."""
+MIN_WORDING_SHARE = 0.05
+"""Of the held-out prompts, where that is fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,8 @@ def first_objection(completion: Completion, *, names: Sequence[str], limits: Fil
 class Contamination:
     """Finds training prompts that share a run of words with a held-out one.
 
-    Source: GPT-3 (arXiv:2005.14165) appendix C, overlaps of 13 words; a prompt shorter than that must be equal.
+    Source: GPT-3 (arXiv:2005.14165) appendix C, overlaps of 13 words; a prompt shorter than that must be equal. Runs
+    that many held-out prompts have in common are the task's wording and say nothing.
 
     Args:
         held_out: prompts of the evaluation sets.
@@ -84,11 +90,14 @@ class Contamination:
     def __init__(self, held_out: Iterable[str], *, num_words: int = 13) -> None:
         self._num_words = num_words
         self._prompts: set[bytes] = set()
-        self._runs: set[bytes] = set()
+        counts: Counter[bytes] = Counter()
         for prompt in held_out:
             words = _words(prompt)
-            self._prompts.add(_digest(words))
-            self._runs.update(self._runs_of(words))
+            if (digest := _digest(words)) not in self._prompts:
+                self._prompts.add(digest)
+                counts.update(set(self._runs_of(words)))
+        most = max(1, min(MAX_PROMPTS_WITH_RUN, int(MIN_WORDING_SHARE * len(self._prompts))))
+        self._runs = {run for run, count in counts.items() if count <= most}
 
     def reaches(self, prompt: str) -> bool:
         words = _words(prompt)

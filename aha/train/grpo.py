@@ -45,7 +45,7 @@ def train(
         state: what the checkpoint kept for this stage: the problems taken so far.
     """
     task = with_rewards(get_task(config.task), config.rewards)
-    stream = ProblemStream(task, seed=config.seed, cursor=(state or {}).get("problem_cursor", 0))
+    stream = ProblemStream(task, seed=job.seed(config), cursor=(state or {}).get("problem_cursor", 0))
     sampling = SamplingParams(
         num_samples=config.group_size, temperature=config.temperature, max_tokens=config.max_tokens
     )

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from aha.train.optimizer import Optimizer
 from aha.train.rollouts import respond_with
 from aha.train.run import Run, load_parameters
 from aha.train.sinks import Sinks
-from aha.train.stage import StageConfig
+from aha.train.stage import StageConfig, stage_seed
 from aha.types import SamplingParams
 
 EVAL_SEED = 0
@@ -57,6 +57,10 @@ class Job:
     num_stages: int = 1
     steps_before: int = 0
     """Steps of the recipe's earlier stages: metrics and checkpoints count through."""
+    evaluated: Mapping[str, int] = field(default_factory=dict)
+    """Task of each stage → how many of its held-out problems the run may be measured on: no dataset may have them."""
+    measured: StageConfig | None = None
+    """What every evaluation of the run asks: the first stage, so that they make one curve. None: the stage's own."""
     sinks: Sinks | None = None
     """Where metrics go besides metrics.jsonl."""
     is_interrupted: bool = False
@@ -104,6 +108,10 @@ class Job:
         is_of_the_run = self.num_stages == 1 or name in OF_THE_RUN
         empty = BillPhase(name=name, seconds=0.0, stage="" if is_of_the_run else self.stage_name)
         return self.phases.get(empty.label, empty)
+
+    def seed(self, config: StageConfig) -> int:
+        """What the draws of the stage follow from."""
+        return stage_seed(config.seed, self.stage_index)
 
     @property
     def dtype(self) -> Literal["float32", "bfloat16"]:
@@ -244,9 +252,11 @@ class Job:
             Interrupted: Ctrl-C was pressed; everything up to this step is saved.
         """
         done = step + 1
-        if config.eval_every and done % config.eval_every == 0 and done < config.num_steps:
+        measured = self.measured or config
+        is_due = config.eval_every and done % config.eval_every == 0 and done < config.num_steps
+        if is_due and measured.eval_problems:
             number = self.steps_before + done
-            self.log_evaluation(number, self.evaluate(config, f"step_{number:06d}"))
+            self.log_evaluation(number, self.evaluate(measured, f"step_{number:06d}"))
         if self.is_interrupted or done % config.checkpoint_every == 0 or done == config.num_steps:
             self.save(done, optimizer=optimizer, state=state or {})
         if self.is_interrupted:

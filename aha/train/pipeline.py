@@ -26,6 +26,7 @@ from aha.tasks.rewards import with_rewards
 from aha.train.adapter import begin_lora, prepare_stage
 from aha.train.card import write_model_card
 from aha.train.console import Console
+from aha.train.distill import DistillConfig
 from aha.train.dry_run import memory_line
 from aha.train.grpo_config import GRPOConfig
 from aha.train.job import EVAL_SEED, Interrupted, Job
@@ -39,6 +40,7 @@ from aha.train.source import Plan, find_resumable, read_run, read_source
 from aha.train.stage import StageConfig, TrainingConfig, derive_seed
 from aha.train.stages import STAGES
 from aha.train.summary import measure_baselines, summarise
+from aha.train.teacher import check_teacher
 from aha.types import Problem, SamplingParams
 
 RUNS = Path("runs")
@@ -85,6 +87,7 @@ def train(
     model, chat = _open_model(plan.configs[0])
     price = machine_price(plan.configs[0].price, on=datetime.now(UTC).date())
     _check_lengths(plan, chat=chat, window=model.config.max_position_embeddings)
+    _check_teachers(plan, chat=chat)
     folder = folder or _make_folder(plan, out)
     with locked(folder):
         job = Job(
@@ -95,10 +98,21 @@ def train(
             console=console or Console("quiet"),
             price=price,
             num_stages=len(plan.configs),
+            measured=plan.configs[0],
+            evaluated={config.task: config.eval_problems for config in plan.configs},
         )
         with shown_live(job, watch_port=watch_port), tracked(plan, job, track):
             _run(plan, job, resume=resume)
     return folder
+
+
+def _check_teachers(plan: Plan, *, chat: ChatFormat) -> None:
+    for stage, config in zip(plan.recipe.stages, plan.configs, strict=True):
+        if isinstance(config, DistillConfig):
+            try:
+                check_teacher(config, chat=chat)
+            except AhaError as error:
+                raise ConfigError(f"{stage.origin}: teacher: {error}") from None
 
 
 def _check_lengths(plan: Plan, *, chat: ChatFormat, window: int) -> None:

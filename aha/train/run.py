@@ -19,9 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from aha import hub
 from aha.chat import ChatFormat
 from aha.errors import DataError, ModelError
-from aha.models import Transformer
+from aha.models import DType, Transformer, load_model, merge
 from aha.train.adapter import load_adapter, save_weights
 from aha.train.optimizer import Optimizer
 
@@ -184,13 +185,14 @@ class Run:
 
 def load_parameters(model: Transformer, folder: Path) -> None:
     """Copy the weights of a folder into a model of the same shape; with LoRA, those of its adapter."""
-    from aha.models import load_model
-
     if model.lora is not None:
         load_adapter(model, folder)
         return
-    dtype = "bfloat16" if str(model.dtype) == "torch.bfloat16" else "float32"
-    loaded = dict(load_model(folder, dtype=dtype, device="cpu").named_parameters())  # type: ignore[arg-type]
+    dtype: DType = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
+    other = load_model(folder, dtype=dtype, device="cpu", resolve=hub.resolve)
+    if other.lora is not None:
+        merge(other)  # as where the run began with that adapter
+    loaded = dict(other.named_parameters())
     for name, parameter in model.named_parameters():
         parameter.data.copy_(loaded[name].data)
     model.weight_version += 1

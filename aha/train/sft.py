@@ -124,16 +124,14 @@ class ExampleSource:
 
     def __init__(self, config: SupervisedConfig, job: Job, *, data: Sequence[str] | None = None) -> None:
         self._config = config
+        self._seed = job.seed(config)
         self._chat = job.chat
         self._task = get_task(config.task)
         names = getattr(config, "data", ()) if data is None else data
         share = getattr(config, "demonstration_share", 0.0)
         self._num_demonstrations = round(share * config.examples_per_step) if names else config.examples_per_step
-        if self._num_demonstrations and not isinstance(self._task, HasDemonstrations):
-            raise ConfigError(
-                f"task {self._task.name!r} has no demonstrations to imitate; use a grpo stage, give the stage data, "
-                "or take a task with them"
-            )
+        if self._num_demonstrations:
+            _check_demonstrations(self._task)
         examples = [e for name in names for e in read_examples(job.run.find_data(name))]
         window = job.model.config.max_position_embeddings
         encoded = [encode_example(job.chat, example) for example in examples]
@@ -151,7 +149,7 @@ class ExampleSource:
         drawn = [self._sequence_at(step * num_data + i) for i in range(num_data)]
         if self._num_demonstrations:
             drawn += draw_examples(
-                self._task, self._chat, num_examples=self._num_demonstrations, seed=config.seed, step=step
+                self._task, self._chat, num_examples=self._num_demonstrations, seed=self._seed, step=step
             )
         return drawn
 
@@ -159,7 +157,7 @@ class ExampleSource:
         epoch, position = divmod(number, len(self._sequences))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, list(range(len(self._sequences)))
-            random.Random(derive_seed(self._config.seed, "examples", epoch)).shuffle(self._order)
+            random.Random(derive_seed(self._seed, "examples", epoch)).shuffle(self._order)
         return self._sequences[self._order[position]]
 
 
@@ -215,14 +213,32 @@ def accumulate_gradients(model: Transformer, sequences: list[TrainingSequence], 
     return total
 
 
+def _check_demonstrations(task: Task) -> None:
+    if not isinstance(task, HasDemonstrations):
+        raise ConfigError(
+            f"task {task.name!r} has no demonstrations to imitate; use a grpo stage, give the stage data, or take a "
+            "task with them"
+        )
+
+
 def check_data(config: SFTConfig, *, collected: Sequence[str]) -> None:
-    """Refuse, before the run begins, data that neither an earlier stage makes nor lies on the disk.
+    """Refuse, before the run begins, data that no earlier stage makes and that cannot be read, or that is missing.
 
     Args:
         collected: names of the earlier stages that collect.
+
+    Raises:
+        ConfigError: no such data, or a task without demonstrations where those are wanted.
+        DataError: a file that cannot be used.
     """
+    if not config.data or config.demonstration_share:
+        _check_demonstrations(get_task(config.task))
     for name in config.data:
-        if name not in collected and not Path(name).exists():
+        if name in collected:
+            continue
+        if Path(name).exists():
+            read_examples(Path(name))
+        else:
             stages = ", ".join(collected) or "none"
             raise ConfigError(
                 f"data {name!r} is neither an earlier stage that collects ({stages}) nor a dataset folder or JSONL file"

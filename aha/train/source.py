@@ -79,7 +79,7 @@ def check(recipe: Recipe, *, note: str = "") -> Plan:
         if isinstance(config, SFTConfig):
             try:
                 check_data(config, collected=collected)
-            except ConfigError as error:
+            except AhaError as error:
                 raise ConfigError(f"{stage.origin}: {error}") from None
         if STAGES[stage.kind].collects:
             collected.append(stage.name)

@@ -131,6 +131,14 @@ def scheduled_learning_rate(config: TrainingConfig, *, step: int) -> float:
     return config.learning_rate * warmup * max(config.final_learning_rate_ratio, remaining)
 
 
+def stage_seed(seed: int, stage_index: int) -> int:
+    """What the draws of a stage follow from: the run's seed in the first one, another one in each later stage.
+
+    So that two stages on one task see other problems and other examples, or the same in another order.
+    """
+    return derive_seed(seed, "stage", stage_index) if stage_index else seed
+
+
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed for one draw, from the run's seed and what the draw is for.
 

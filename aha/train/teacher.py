@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aha import hub
 from aha.chat import ChatFormat
 from aha.client import BudgetExceededError, Client, EndpointError, parse_endpoint, terms_notice
 from aha.engine import Engine
+from aha.errors import ConfigError
 from aha.evaluate import conversation
-from aha.models import load_model
+from aha.models import is_adapter_folder, load_model, read_config
+from aha.models.checkpoint import weight_files
 from aha.tasks.base import Task
+from aha.tasks.turns import answer_problems
 from aha.train.job import Job
 from aha.train.rollouts import collect
-from aha.types import Completion, Message, Problem, Rollout, RolloutGroup, SamplingParams
+from aha.types import Completion, Problem, Rollout, RolloutGroup, SamplingParams
 
 if TYPE_CHECKING:
     from aha.train.distill import DistillConfig
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 120.0
 SLOWEST_TOKENS_PER_SECOND = 10.0
 """Below this an endpoint counts as stalled."""
+NUM_THREADS = 16
+"""Prompts under way where they are asked one by one; the client keeps the recipe's own limits."""
 REFUSALS_OF_ONE_PROMPT = (400, 413, 422)
 """Answers that tell of the prompt (a filter, its length) and not of the endpoint: that prompt is left out."""
 
@@ -82,14 +89,15 @@ class EndpointTeacher:
     def answer(self, problems: Sequence[Problem], *, task: Task, sampling: SamplingParams) -> list[RolloutGroup]:
         # An endpoint draws as it likes: a seed on the wire would only make equal requests look different.
         asked = dataclasses.replace(sampling, seed=None)
-        conversations = [conversation(task, problem=problem) for problem in problems]
         try:
-            completions_PG = self.client.respond(conversations, asked)
+            completions_PG = self._ask(problems, task=task, sampling=asked)
         except (BudgetExceededError, EndpointError) as error:
             if isinstance(error, EndpointError) and error.status not in REFUSALS_OF_ONE_PROMPT:
                 raise
             # What was paid for lies in the journal: asked one by one, it is answered again at no cost.
-            completions_PG = [self._answer_or_nothing(messages, asked) for messages in conversations]
+            with ThreadPoolExecutor(NUM_THREADS) as pool:
+                ask = partial(self._ask_one_by_one, task=task, sampling=asked)
+                completions_PG = list(pool.map(ask, problems))
             if not any(completions_PG):
                 raise
         return [
@@ -98,15 +106,23 @@ class EndpointTeacher:
             if completions
         ]
 
-    def _answer_or_nothing(self, messages: list[Message], sampling: SamplingParams) -> list[Completion]:
-        try:
-            return self.client.respond([messages], sampling)[0]
-        except BudgetExceededError:
-            return []
-        except EndpointError as error:
-            if error.status in REFUSALS_OF_ONE_PROMPT:
-                return []
-            raise
+    def _ask(self, problems: Sequence[Problem], *, task: Task, sampling: SamplingParams) -> list[list[Completion]]:
+        conversations = [conversation(task, problem=problem) for problem in problems]
+        return answer_problems(task, problems, conversations, self.client.respond, sampling)
+
+    def _ask_one_by_one(self, problem: Problem, *, task: Task, sampling: SamplingParams) -> list[Completion]:
+        """The answers to a problem that can be had, and paid for."""
+        completions: list[Completion] = []
+        for index in range(sampling.num_samples):
+            alone = dataclasses.replace(sampling, num_samples=1, first_sample=index)
+            try:
+                completions += self._ask([problem], task=task, sampling=alone)[0]
+            except BudgetExceededError:
+                continue  # a later one may be in the journal
+            except EndpointError as error:
+                if error.status not in REFUSALS_OF_ONE_PROMPT:
+                    raise
+        return completions
 
     def charge(self, job: Job, *, seconds: float, metrics: Mapping[str, Any]) -> None:
         job.charge("waiting for the teacher", seconds=seconds)
@@ -116,6 +132,35 @@ class EndpointTeacher:
             prompt_tokens=metrics["prompt_tokens"],
             completion_tokens=metrics["completion_tokens"],
         )
+
+
+def check_teacher(config: DistillConfig, *, chat: ChatFormat) -> None:
+    """Refuse, before the first stage runs, a teacher that a later one could not use.
+
+    Args:
+        chat: the student's.
+
+    Raises:
+        AhaError: no such model or endpoint, one without weights, or for on_policy one with another tokenizer.
+    """
+    if config.is_endpoint:
+        parse_endpoint(config.teacher, price=config.teacher_price)
+    elif not config.teacher_is_previous:
+        folder = hub.resolve(config.teacher)
+        if not is_adapter_folder(folder):
+            read_config(folder)
+            weight_files(folder)
+        theirs = ChatFormat.load(folder)
+        if config.method == "on_policy" and theirs.vocabulary != chat.vocabulary:
+            raise ConfigError(other_tokenizer(config.teacher))
+
+
+def other_tokenizer(name: str) -> str:
+    """Why a teacher's distribution cannot be followed."""
+    return (
+        f"{name} has another tokenizer than the student, so their distributions cannot be compared; "
+        'use method = "sequences"'
+    )
 
 
 @contextmanager

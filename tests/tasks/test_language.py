@@ -84,3 +84,9 @@ def test_hostile_text_takes_no_time(text: str) -> None:
     started = time.process_time()
     language_share(text * 60_000, "en")
     assert time.process_time() - started < 3.0
+
+
+@pytest.mark.parametrize("text", ["I say", "I multiply both sides", "Then I'm done. I add three."])
+def test_english_in_the_first_person_is_no_italian(text: str) -> None:
+    assert language_share(text, "en") == 1.0
+    assert language_share("I numeri sono tre", "en") == 0.0

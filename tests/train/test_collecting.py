@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aha.errors import ConfigError
-from aha.tasks import get_task
+from aha.tasks import TASKS, get_task
+from aha.tasks.base import Split
 from aha.train.collecting import Collector
 from aha.train.dataset import read_examples
 from aha.train.job import Job
@@ -139,3 +141,33 @@ def test_countdown_itself_can_be_collected_from(job: Job) -> None:
 
 def test_dataset_path_lies_in_the_run(collector: Collector, job: Job) -> None:
     assert collector.path == Path(job.run.folder / "data" / "rejected" / "train.jsonl")
+
+
+def test_prompts_held_out_by_another_stage_of_the_run_are_left_out(job: Job, first_token: FirstToken) -> None:
+    """The run is measured on the first stage's task, whatever this one collects from."""
+    Path("other.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"train {n}", "answer": str(n)}) + "\n" for n in range(1000))
+    )
+    spec = "other.jsonl:verify=exact,test_fraction=0.5"
+    held_out = {p.prompt for p in get_task(spec).problems("test", seed=0)}
+    job.stage_name, job.evaluated = "rejected", {spec: 500, "first_token": 500}
+    collector = make_collector(replace(CONFIG, prompts_per_step=40), job)
+    assert not held_out & {p.prompt for p in collector._clean_problems()}
+    assert collector.dropped["prompt is held out"] > 5
+
+
+class NothingHeldOut(FirstToken):
+    def problems(self, split: Split, *, seed: int) -> Iterator[Problem]:
+        return super().problems(split, seed=seed) if split == "train" else iter(())
+
+
+def test_task_that_holds_nothing_out_can_be_collected_from(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "first_token", NothingHeldOut)
+    collector = make_collector(CONFIG, job)
+    assert len(list(collector._clean_problems())) == CONFIG.prompts_per_step
+
+
+@pytest.mark.parametrize("spec", ["warehouse", "countdown + warehouse"])
+def test_tasks_whose_prompts_share_their_wording_can_be_collected_from(job: Job, spec: str) -> None:
+    collector = make_collector(RejectionConfig(task=spec, prompts_per_step=8, eval_problems=0), job)
+    assert len(list(collector._clean_problems())) == 8

@@ -90,3 +90,15 @@ def test_zero_words_compare_whole_prompts_only() -> None:
     held_out = Contamination([PROMPT], num_words=0)
     assert held_out.reaches(PROMPT)
     assert not held_out.reaches(PROMPT + " Say it.")
+
+
+@pytest.mark.parametrize("num_held_out", [2, 30, 400])
+def test_wording_that_the_prompts_of_a_task_have_in_common_is_no_contamination(num_held_out: int) -> None:
+    wording = "Here is a puzzle for you, think well and then give the answer as one whole number: {n} plus {n} + 1."
+    held_out = Contamination([wording.format(n=n) for n in range(num_held_out)], num_words=13)
+    assert not held_out.reaches(wording.format(n=1000))
+    assert held_out.reaches(wording.format(n=1))
+
+
+def test_held_out_prompt_that_stands_there_twice_still_counts() -> None:
+    assert Contamination([PROMPT] * 40, num_words=8).reaches("Listen. " + PROMPT)

@@ -20,14 +20,14 @@ from aha import hub
 from aha.chat import ChatFormat
 from aha.engine import Engine
 from aha.errors import ConfigError, ModelError
-from aha.models import attach_lora, load_model
+from aha.models import BaseWeights, attach_lora, hash_weights, load_model, merge, save_adapter
 from aha.models.lora import adapters
 from aha.train import train
 from aha.train.batches import TrainingSequence, pack
 from aha.train.job import Job
 from aha.train.logprobs import token_logprobs
 from aha.train.optimizer import Optimizer
-from aha.train.run import list_checkpoints
+from aha.train.run import list_checkpoints, load_parameters
 from aha.types import SamplingParams
 
 from .conftest import (
@@ -250,3 +250,41 @@ def test_killed_lora_run_resumes_to_the_same_bits(
         assert (newest[0] / name).read_bytes() == (newest[1] / name).read_bytes()
     for name in ("model/model.safetensors", "adapter/adapter_model.safetensors", "merge.json", "eval/after.jsonl"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_stage_that_starts_from_the_base_again_gets_an_adapter_run_merged(tmp_path: Path, base: Path) -> None:
+    """The run's first model is an adapter's folder: what it began with is the base with that adapter."""
+    model = load_model(base, dtype="float32")
+    attach_lora(model, rank=2, alpha=4.0, base=BaseWeights(base.resolve(), hash_weights(base)))
+    with torch.no_grad():
+        for _, low_rank in adapters(model):
+            low_rank.b.fill_(0.05)
+    folder = tmp_path / "adapter"
+    save_adapter(model, folder)
+    ChatFormat.load(base).save(folder)
+    merge(model)
+    other = load_model(base, dtype="float32")
+    load_parameters(other, folder)
+    for name, parameter in other.named_parameters():
+        assert torch.equal(parameter, dict(model.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize("method", ["sequences", "on_policy"])
+def test_previous_stage_teaches_with_its_adapter_a_student_that_begins_anew(
+    tmp_path: Path, base: Path, method: str
+) -> None:
+    shared = {**SETTINGS, **LORA, "model": str(base), "eval_problems": 40, "seed": 1}
+    shared = {key: value for key, value in shared.items() if key not in ("group_size", "preflight_prompts")}
+    recipe = write_stages(
+        tmp_path / "taught.toml",
+        shared,
+        {"kind": "sft", "name": "cold", "steps": 16, "examples_per_step": 4},
+        {
+            "kind": "distill", "name": "taught", "teacher": "previous", "start": "base", "method": method, "steps": 16,
+            "prompts_per_step": 8, "num_samples": 4, "examples_per_step": 4, "collect_steps": 2,
+        },
+    )  # fmt: skip
+    folder = train(recipe, out=tmp_path / "out")
+    before, teacher, student = (row["pass_at_1"] for row in rows(folder, "eval"))
+    assert teacher > before + 0.4
+    assert student > before + 0.4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ import torch
 
 from aha.models import load_model
 from aha.train import train
+from aha.train.collecting import Collector
 from aha.train.dataset import read_examples
+from aha.train.job import Job
+from aha.train.rejection import RejectionConfig
+from aha.train.sft import ExampleSource, SFTConfig
+from aha.train.teacher import LocalTeacher
 from tests.train.conftest import Aha, FirstToken, assert_refused, rows, write_stages
 
 SHARED = {
@@ -167,3 +173,91 @@ def test_teacher_with_another_vocabulary_is_refused(
         {**FOLLOWED, "teacher": str(other), "start": "previous", "steps": 1},
     )
     assert_refused(aha(recipe, "--out", tmp_path / "out"), "has another tokenizer", 'method = "sequences"')
+
+
+def test_two_stages_of_one_kind_do_not_repeat_each_other(run: Any) -> None:
+    """The same settings, seed and all: other problems in GRPO, other demonstrations and another order in SFT."""
+    still = {"learning_rate": 1e-12, "steps": 1, "samples_per_step": 8, "prompts_per_step": 8}
+    folder = run({**RL, **still}, {**LAST, **still}, eval_problems=0)
+    prompts = [json.loads(line)["prompt"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(prompts) == 16
+    assert prompts[:8] != prompts[8:]
+
+
+@pytest.mark.parametrize("data", [(), ("many.jsonl",)])
+def test_examples_of_two_stages_come_in_another_order(job: Job, first_token: FirstToken, data: tuple[str, ...]) -> None:
+    Path("many.jsonl").write_text("".join(json.dumps({"prompt": f"q{n}", "answer": "2"}) + "\n" for n in range(40)))
+    config = SFTConfig(task="first_token", data=data, examples_per_step=8, seed=3)
+    first = ExampleSource(config, job).draw(0)
+    job.stage_index = 1
+    assert ExampleSource(config, job).draw(0) != first
+
+
+def test_two_collecting_stages_ask_other_problems(job: Job, first_token: FirstToken) -> None:
+    asked = []
+    for index in (0, 1):
+        job.stage_index, job.stage_name = index, f"collected_{index}"
+        collector = Collector.resumed(
+            RejectionConfig(task="first_token"), job, teacher=LocalTeacher(job.engine, job.chat, name=""), state=None
+        )
+        asked.append([problem.prompt for problem in collector.stream.take(8)])
+    assert asked[0] != asked[1]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a b", "", ".hidden", "x" * 300, "a.b", "a\nb"])
+def test_name_that_no_folder_should_have_is_refused(
+    aha: Aha, tmp_path: Path, base_folder: Path, first_token: FirstToken, name: str
+) -> None:
+    recipe = write_stages(
+        tmp_path / "bad.toml", {**SHARED, "model": str(base_folder)}, COLD, {**REJECTED, "name": name}
+    )
+    assert_refused(aha(recipe, "--out", tmp_path / "never"), "name", "letters, digits")
+    assert not (tmp_path / "never").exists()
+
+
+def test_names_that_differ_in_case_alone_are_refused(
+    aha: Aha, tmp_path: Path, base_folder: Path, first_token: FirstToken
+) -> None:
+    """They would be one folder where the disk does not tell them apart."""
+    recipe = write_stages(
+        tmp_path / "bad.toml", {**SHARED, "model": str(base_folder)}, COLD, REJECTED, {**REJECTED, "name": "Rejected"}
+    )
+    assert_refused(aha(recipe, "--out", tmp_path / "never"), "two stages are named")
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [
+        ({**TAUGHT, "teacher": "nowhere/at-all.x"}, ["stage 'taught'", "teacher", "nowhere/at-all.x"]),
+        ({**TAUGHT, "teacher": "hollow"}, ["stage 'taught'", "teacher", "hollow"]),
+        (
+            {**TAUGHT, "teacher": "openai:x", "budget_usd": 1.0, "teacher_price": "1/2"},
+            ["stage 'taught'", "is no endpoint"],
+        ),
+        (
+            {**TAUGHT, "teacher": "openai:x@http://127.0.0.1:1/v1", "budget_usd": 1.0, "teacher_price": "a"},
+            ["stage 'taught'", "price"],
+        ),
+        (
+            {**TAUGHT, "teacher": "openai:x@http://127.0.0.1:1/v1", "budget_usd": 1.0, "teacher_price": ""},
+            ["stage 'taught'", "price"],
+        ),
+        ({**AGAIN, "data": ["odd.jsonl"]}, ["stage 'again'", "odd.jsonl line 2"]),
+        ({**AGAIN, "data": [], "task": "words.jsonl"}, ["stage 'again'", "has no demonstrations"]),
+    ],
+)
+def test_later_stage_that_cannot_work_is_refused_before_the_first_one_runs(
+    aha: Aha, tmp_path: Path, base_folder: Path, first_token: FirstToken, stage: dict[str, object], parts: list[str]
+) -> None:
+    words = [json.dumps({"prompt": f"question {n}", "answer": "2"}) for n in range(40)]
+    (tmp_path / "words.jsonl").write_text("\n".join(words))
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": 3}\n')
+    shutil.copytree(base_folder, tmp_path / "hollow", ignore=shutil.ignore_patterns("*.safetensors*"))
+    recipe = write_stages(tmp_path / "bad.toml", {**SHARED, "model": str(base_folder)}, COLD, stage)
+    assert_refused(aha(recipe, "--out", tmp_path / "never"), *parts)
+    assert not (tmp_path / "never").exists()
+
+
+def test_evaluations_can_be_left_out_altogether(run: Any) -> None:
+    folder = run({**COLD, "eval_every": 4}, RL, eval_problems=0)
+    assert not rows(folder, "eval")
