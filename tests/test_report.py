@@ -474,3 +474,10 @@ def test_recipe_of_several_stages_names_its_model_and_task(tmp_path: Path) -> No
         '[[stage]]\nname = "grpo"\nkind = "grpo"\n'
     )
     assert "smollm2 · arithmetic" in write(tmp_path).read_text(encoding="utf-8")
+
+
+def test_curve_is_not_drawn_across_the_end_of_a_stage() -> None:
+    points = [Point(float(x), 1.0, 1.0, 1.0) for x in (1, 2, 3, 9, 10)]
+    whole = line_chart("loss", lines=[Line(label="loss", points=points)], show=str)
+    cut = line_chart("loss", lines=[Line(label="loss", points=points, breaks=(3.0, 8.0))], show=str)
+    assert (whole.count("<polyline"), cut.count("<polyline")) == (1, 2)

@@ -46,7 +46,13 @@ class _Curve(NamedTuple):
 
 
 def _line(found: RunFolder, curve: _Curve) -> Line:
-    return Line(label=curve.label, points=_curve(found.steps, curve.key), style=curve.style)
+    points = _curve(found.steps, curve.key)
+    return Line(label=curve.label, points=points, style=curve.style, breaks=_stage_ends(found))
+
+
+def _stage_ends(found: RunFolder) -> tuple[float, ...]:
+    """The last steps of all stages but the last."""
+    return tuple(end for row in found.stages[:-1] if (end := number(row, "step")) is not None)
 
 
 def _figure(caption: str, show: Callable[[float], str], lines: Sequence[Line]) -> Figure:
@@ -81,7 +87,7 @@ def _share(value: float) -> str:
 def _supervised_loss(found: RunFolder) -> Line:
     """The loss of policy-gradient steps is left out: its size means nothing."""
     rows = [row for row in found.steps if number(row, "reward_mean") is None]
-    return Line(label="loss", points=_curve(rows, "loss"))
+    return Line(label="loss", points=_curve(rows, "loss"), breaks=_stage_ends(found))
 
 
 _CHARTS: tuple[Any, ...] = (

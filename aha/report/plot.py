@@ -38,6 +38,8 @@ class Line:
     """A class of the style sheet: main, second, third, faint."""
     has_dots: bool = False
     """Measurements apart, drawn with their intervals and joined thinly."""
+    breaks: tuple[float, ...] = ()
+    """Steps after which something else begins: the curve is not drawn across them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +171,13 @@ def _x_axis(ticks: Sequence[float], scale: Scale) -> Markup:
 
 def _curve(line: Line, x_scale: Scale, y_scale: Scale, show: Format) -> Markup:
     places = [(x_scale(point.x), y_scale(point.y)) for point in line.points]
-    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     kind = "thin" if line.has_dots else "curve"
-    parts = [Markup('<polyline class="{} {}" points="{}"/>').format(kind, line.style, joined)]
+    parts = [
+        Markup('<polyline class="{} {}" points="{}"/>').format(
+            kind, line.style, " ".join(f"{x_scale(point.x):.1f},{y_scale(point.y):.1f}" for point in piece)
+        )
+        for piece in _pieces(line)
+    ]
     radius = 3.5 if line.has_dots or len(places) == 1 else 0.0
     for point, (x, y) in zip(line.points, places, strict=True):
         tip = f"step {point.x:g}, {line.label}: {show(point.y)}"
@@ -191,6 +197,14 @@ def _curve(line: Line, x_scale: Scale, y_scale: Scale, show: Format) -> Markup:
             Markup('<circle class="aim" cx="{:.1f}" cy="{:.1f}" r="7"><title>{}</title></circle>').format(x, y, tip)
         )
     return Markup("").join(parts)
+
+
+def _pieces(line: Line) -> list[list[Point]]:
+    """The points of a curve, cut where it breaks."""
+    pieces: dict[int, list[Point]] = {}
+    for point in line.points:
+        pieces.setdefault(sum(point.x > end for end in line.breaks), []).append(point)
+    return list(pieces.values())
 
 
 def _end_labels(lines: Sequence[Line], y_scale: Scale) -> list[Markup]:

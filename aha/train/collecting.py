@@ -21,7 +21,7 @@ from aha.tasks.language import Language
 from aha.train.dataset import FILE, Example, describe_dataset, read_examples
 from aha.train.filters import FILTERS, Contamination, FilterLimits, first_objection
 from aha.train.job import EVAL_SEED, Job
-from aha.train.metrics import rollout_metrics, sample_rows
+from aha.train.metrics import rollout_metrics, sample_rows, thinking_tokens
 from aha.train.rollouts import ProblemStream
 from aha.train.stage import StageConfig, derive_seed
 from aha.train.teacher import Teacher
@@ -159,7 +159,7 @@ class Collector:
         kept = [example for group in groups for example in self._keep(group)]
         job.run.append(f"data/{self.name}/{FILE}", [example.to_row() for example in kept])
         seconds = time.perf_counter() - started
-        metrics = rollout_metrics(groups, num_thinking_tokens=[])
+        metrics = rollout_metrics(groups, num_thinking_tokens=thinking_tokens(groups, job.chat))
         self.teacher.charge(job, seconds=seconds, metrics=metrics)
         metrics |= {
             "num_kept": len(kept),

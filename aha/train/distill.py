@@ -19,7 +19,7 @@ from aha.train.batches import TrainingSequence, pack, split_by_tokens
 from aha.train.collecting import CollectingConfig, Collector
 from aha.train.divergence import Divergence, token_divergences
 from aha.train.job import Job
-from aha.train.metrics import rollout_metrics, sample_rows
+from aha.train.metrics import rollout_metrics, sample_rows, thinking_tokens
 from aha.train.optimizer import Optimizer
 from aha.train.rollouts import ProblemStream, collect
 from aha.train.sft import ExampleSource, SupervisedConfig, imitate
@@ -137,7 +137,7 @@ def follow(
             seed = derive_seed(config.seed, "step", job.stage_index, step)
             problems = stream.take(config.prompts_per_step)
             groups = collect(problems, task=task, chat=job.chat, engine=job.engine, sampling=sampling, seed=seed)
-            metrics = rollout_metrics(groups, num_thinking_tokens=[])
+            metrics = rollout_metrics(groups, num_thinking_tokens=thinking_tokens(groups, job.chat))
             sampled_tokens = {key: metrics[key] for key in ("prompt_tokens", "completion_tokens")}
             job.charge("sampling", seconds=time.perf_counter() - started, **sampled_tokens)
             started_training = time.perf_counter()

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aha.chat import ChatFormat
 from aha.models import Transformer
 from aha.tasks import get_task
 from aha.tasks.rewards import with_rewards
@@ -23,7 +22,7 @@ from aha.train.job import Job
 from aha.train.kl import kl_penalty
 from aha.train.logprobs import token_logprobs
 from aha.train.losses import PolicyTokens, UpdateSize, sum_tokens
-from aha.train.metrics import rollout_metrics, sample_rows
+from aha.train.metrics import rollout_metrics, sample_rows, thinking_tokens
 from aha.train.optimizer import Optimizer
 from aha.train.rollouts import ProblemStream, collect
 from aha.train.speed import speed_metrics
@@ -253,8 +252,3 @@ def with_old_logprobs(
 def oldest_version(groups: Sequence[RolloutGroup]) -> int:
     """Version of the weights that drew the step's oldest completion."""
     return min(r.completion.weight_version for group in groups for r in group.rollouts)
-
-
-def thinking_tokens(groups: Sequence[RolloutGroup], chat: ChatFormat) -> list[int]:
-    """Tokens of every completion's thinking."""
-    return [len(chat.encode(r.completion.reasoning)) for group in groups for r in group.rollouts]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from aha.chat import ChatFormat
 from aha.types import FinishReason, Outcome, Rollout, RolloutGroup
 
 
@@ -64,6 +65,11 @@ def reward_parts(judged: Sequence[Rollout]) -> dict[str, float]:
 
 def _judged_rewards(group: RolloutGroup) -> list[float]:
     return [r.score.reward for r in group.rollouts if r.score.outcome.is_judged]
+
+
+def thinking_tokens(groups: Sequence[RolloutGroup], chat: ChatFormat) -> list[int]:
+    """Tokens of every completion's thinking."""
+    return [len(chat.encode(r.completion.reasoning)) for group in groups for r in group.rollouts]
 
 
 def sample_rows(groups: Sequence[RolloutGroup], *, num_samples: int, step: int) -> list[dict[str, Any]]:
