@@ -54,3 +54,29 @@ def test_port_in_use_is_refused_with_the_fix(folder: Path) -> None:
         port = int(address.rstrip("/").rpartition(":")[2])
         with pytest.raises(ConfigError, match=f"port {port} cannot be used"), serve_live(folder, port=port):
             pass
+
+
+def test_page_of_a_run_that_is_just_beginning_asks_to_be_loaded_again(tmp_path: Path) -> None:
+    with serve_live(tmp_path / "none", port=0) as address:
+        assert httpx.get(address).headers["refresh"] == "5"
+
+
+def test_reader_that_goes_away_says_nothing_on_the_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def break_pipe(*_: object, **__: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("aha.report.live.render", break_pipe)
+    with serve_live(folder, port=0) as address, pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(address)
+    assert capfd.readouterr().err == ""
+
+
+def test_log_that_is_taken_away_meanwhile_breaks_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def vanish(path: Path) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("aha.report.live.read_folder", vanish)
+    with serve_live(folder, port=0) as address:
+        assert httpx.get(address).status_code == 503

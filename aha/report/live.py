@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from aha.errors import ConfigError, DataError
 from aha.report.folder import read_folder
@@ -27,11 +29,7 @@ def serve_live(folder: Path, *, port: int) -> Iterator[str]:
     Raises:
         ConfigError: the port cannot be had.
     """
-    try:
-        server = ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, folder))
-    except OSError as error:
-        raise ConfigError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
-    server.daemon_threads = True
+    server = _Server.bound(port, handler=partial(_Handler, folder))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
     thread.start()
     try:
@@ -40,6 +38,27 @@ def serve_live(folder: Path, *, port: int) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def check_port(port: int) -> None:
+    """Raises ConfigError for a port that `serve_live` could not have, before there is anything to serve."""
+    _Server.bound(port, handler=BaseHTTPRequestHandler).server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    @classmethod
+    def bound(cls, port: int, *, handler: Callable[..., BaseHTTPRequestHandler]) -> _Server:
+        try:
+            return cls((LOOPBACK, port), handler)
+        except OSError as error:
+            raise ConfigError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a reader that went away: the terminal belongs to the run."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -61,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _page(self) -> tuple[int, str]:
         try:
             found = read_folder(self._folder)
-        except DataError as error:
+        except (DataError, OSError) as error:  # a resumed run cuts its logs back while they are read
             return 503, f"not yet: {error}"
         is_going_on = found.run.get("status") == "running"
         return 200, render(found, refresh_seconds=REFRESH_SECONDS if is_going_on else 0)
@@ -72,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind = "text/html" if status == 200 else "text/plain"
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
+        if status == 503:
+            self.send_header("Refresh", str(REFRESH_SECONDS))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()

@@ -110,6 +110,8 @@ def train(
                 except BudgetExceededError as error:
                     # Requests that gave nothing may have been paid for all the same.
                     teacher.charge(job, seconds=0.0, metrics={"prompt_tokens": 0, "completion_tokens": 0})
+                    if not collector.num_examples:
+                        raise
                     job.console.say(f"{error}; going on with the {collector.num_examples} examples bought so far")
                     break
                 job.after_step(config, step=step, optimizer=optimizer, state=collector.state)

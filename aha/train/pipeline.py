@@ -77,6 +77,8 @@ def train(
     """
     texts = [f"{k}={v}" for k, v in overrides.items()] if isinstance(overrides, dict) else list(overrides)
     check_sinks(track)
+    if watch_port is not None:
+        report.check_port(watch_port)
     folder: Path | None = None
     if resume:
         folder = find_resumable(str(source), out=out, parent=RUNS)

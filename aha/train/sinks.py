@@ -5,6 +5,7 @@ A sink is a convenience: metrics.jsonl is the record. One that fails is dropped 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,7 @@ class WandB:
             # The same id after a kill goes on with the same curves.
             arguments |= {
                 "dir": str(folder),
-                "id": f"{name}-{abs(hash(str(folder.resolve()))) % 10**8}",
+                "id": f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}",
                 "resume": "allow",
             }
         module.init(**arguments)
@@ -91,7 +92,7 @@ class Sinks:
         try:
             getattr(self._sinks[name], method)(*arguments)
         except Exception as error:  # noqa: BLE001 - other people's code, over a network: it may raise anything
-            self._say(f"--track {name} failed and is dropped; metrics.jsonl has everything ({error})")
+            self._say(_dropped(name, error))
             del self._sinks[name]
 
 
@@ -111,8 +112,17 @@ def open_sinks(
         first_step: steps that were done before this process.
         say: tells the user of a sink that failed.
     """
-    opened = {name: SINKS[name](folder, name=folder.name, config=config, first_step=first_step) for name in names}
+    opened: dict[str, Sink] = {}
+    for name in dict.fromkeys(names):
+        try:
+            opened[name] = SINKS[name](folder, name=folder.name, config=config, first_step=first_step)
+        except Exception as error:  # noqa: BLE001 - as in Sinks
+            say(_dropped(name, error))
     return Sinks(opened, say=say)
+
+
+def _dropped(name: str, error: Exception) -> str:
+    return f"--track {name} failed and is dropped; metrics.jsonl has everything ({error})"
 
 
 def check_sinks(names: Sequence[str]) -> None:

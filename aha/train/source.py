@@ -26,7 +26,8 @@ KINDS: Mapping[str, type[StageConfig]] = {kind: stage.config for kind, stage in 
 OF_THE_RUN = ("model", "architecture", "dtype", "device", "price", "lora_rank", "lora_alpha", "lora_targets")
 """What the first stage decides for the whole run: later stages train what the one before left."""
 FIXED_BY_THE_START = ("task", "model", "architecture", "dtype", "seed", "max_tokens", "eval_problems",
-                      "eval_temperature", "eval_top_p", "lora_rank", "lora_alpha", "lora_targets")  # fmt: skip
+                      "eval_temperature", "eval_top_p", "lora_rank", "lora_alpha", "lora_targets", "method",
+                      "collect_steps")  # fmt: skip
 """What a resumed run cannot change: its checkpoint or its evaluation before training would not fit any more."""
 
 
@@ -108,10 +109,11 @@ def read_run(folder: Path, *, overrides: Sequence[str]) -> Plan:
     plan = check(load_recipe(folder / "recipe.toml", kinds=KINDS, overrides=overrides))
     for old, new in zip(started.configs, plan.configs, strict=True):
         for key in FIXED_BY_THE_START:
-            if getattr(old, key) != getattr(new, key):
+            began, now = getattr(old, key, None), getattr(new, key, None)
+            if began != now:
                 raise ConfigError(
-                    f"{folder} began with {key}={getattr(old, key)}, which a resumed run cannot change to "
-                    f"{getattr(new, key)}; leave it out, or start another run"
+                    f"{folder} began with {key}={began}, which a resumed run cannot change to {now}; leave it out, or "
+                    "start another run"
                 )
     return replace(plan, note=_changed_machine(run))
 

@@ -142,3 +142,19 @@ def test_endpoint_without_a_price_cannot_keep_a_budget(recipe: Path, live: LiveE
     with pytest.raises(AhaError, match="price"):
         train(recipe, overrides=["teacher_price="], out=tmp_path / "out")
     assert not live.bodies
+
+
+def test_budget_that_buys_nothing_is_what_the_error_speaks_of(recipe: Path, live: LiveEndpoint, tmp_path: Path) -> None:
+    with pytest.raises(AhaError, match="raise budget_usd"):
+        train(recipe, overrides=["budget_usd=0.0001"], out=tmp_path / "out")
+    assert not live.bodies
+
+
+def test_resumed_run_cannot_change_how_its_steps_are_counted(
+    recipe: Path, live: LiveEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.script = [refuse(401, "no such key")] * 4
+    with pytest.raises(AhaError):
+        train(recipe, out=tmp_path / "out")
+    with pytest.raises(AhaError, match="began with collect_steps=2"):
+        train(recipe, out=tmp_path / "out", resume=True, overrides=["collect_steps=1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from aha import hub
 from aha.chat import ChatFormat
 from aha.cost.ledger import Ledger
-from aha.errors import DataError
+from aha.errors import ConfigError, DataError
 from aha.models import load_model
 from aha.train import train
 from aha.train.job import Interrupted, Job
@@ -156,3 +157,11 @@ def test_model_that_emits_junk_trains_and_scores_nothing(tmp_path: Path, recipe:
     (step,) = rows(folder, "step")
     assert step["pass_at_1"] == step["trained_tokens"] == 0
     assert step["note"]
+
+
+def test_port_that_is_taken_leaves_no_folder_behind(recipe: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} cannot be used"):
+            train(recipe, out=tmp_path / "out", watch_port=port)
+    assert not (tmp_path / "out").exists()

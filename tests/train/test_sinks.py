@@ -94,3 +94,26 @@ def test_missing_library_and_unknown_sink_are_refused_with_the_fix(monkeypatch: 
         check_sinks(["wandb"])
     with pytest.raises(ConfigError, match="unknown sink 'tensorbord'; did you mean 'tensorboard'"):
         check_sinks(["tensorbord"])
+
+
+def test_run_has_the_same_id_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text hashes differ from process to process; after a kill the curves must go on under the same id."""
+    wandb = Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    open_sinks(["wandb"], Path("/runs/a"), config={}, first_step=0, say=print)
+    open_sinks(["wandb"], Path("/runs/b"), config={}, first_step=0, say=print)
+    ids = [arguments["id"] for _, arguments in wandb.calls]
+    assert ids == ["a-704e1951", "b-96e31d82"]
+
+
+def test_sink_that_cannot_be_opened_is_dropped_with_a_word_too(
+    recipe: Path, first_token: FirstToken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(Recorder):
+        def init(self, **arguments: Any) -> None:
+            raise OSError("not logged in")
+
+    monkeypatch.setitem(sys.modules, "wandb", Closed())
+    folder = train(recipe, out=tmp_path / "out", track=["wandb", "tensorboard"])
+    assert len(rows(folder, "step")) == 3
+    assert list((folder / "tensorboard").iterdir())
