@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 120.0
 """Wall time for a new child to start and import the file: some seconds where it needs a large library."""
+OVERTIME_SECONDS = 0.5
+"""After its alarm: code that catches everything is then ended by the kernel."""
 GRACE_SECONDS = 5.0
 """What a child may take beyond the limit, which it keeps itself, before it is killed."""
 MAX_MEMORY_BYTES = 8 << 30
@@ -92,9 +94,8 @@ class ScoringProcess:
                 child = self._child or self._start()
                 wait = seconds + GRACE_SECONDS + (0.0 if spec in self._known else START_SECONDS)
                 reply = _ask(child, line, seconds=wait)
-                if reply is None or not reply:
-                    self.close()
-                if reply is None:
+                return_code = 0 if reply else self.close()
+                if reply is None or -return_code == signal.SIGALRM:
                     return Score(0.0, False, f"score took over {seconds:g} s", Outcome.TIMEOUT)
                 if reply:
                     self._known.add(spec)
@@ -113,16 +114,18 @@ class ScoringProcess:
         self.close()
         return Score(0.0, False, "score wrote to the pipe that its result goes through", Outcome.ERROR)
 
-    def close(self) -> None:
+    def close(self) -> int:
+        """Kill the child, if there is one; how it ended."""
         child, self._child = self._child, None
         self._known.clear()
-        if child is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # what its code has started too
-            for pipe in (child.stdin, child.stdout):
-                if pipe is not None:
-                    pipe.close()  # not read to its end: a process that has left the group may hold it
-            child.wait()
+        if child is None:
+            return 0
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # what its code has started too
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()  # not read to its end: a process that has left the group may hold it
+        return child.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
         # The parent's own search path: the child must find the same aha and the same libraries.
@@ -212,7 +215,7 @@ def within_seconds(work: Callable[[], Made], *, seconds: float) -> Made:
     """
     before = signal.signal(signal.SIGALRM, _raise_too_slow)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, OVERTIME_SECONDS)
         return work()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
@@ -220,6 +223,7 @@ def within_seconds(work: Callable[[], Made], *, seconds: float) -> Made:
 
 
 def _raise_too_slow(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     raise TooSlow
 
 

@@ -205,7 +205,8 @@ def test_number_stands_for_a_reward_that_is_right_when_it_is_one(tmp_path: Path,
 @pytest.mark.parametrize(
     "body",
     ["time.sleep(60)", "while True: pass", "import re; return re.fullmatch('(a+)+b', 'a' * 60) is not None",
-     "try:\n        time.sleep(60)\n    except Exception:\n        return 1"],
+     "try:\n        time.sleep(60)\n    except Exception:\n        return 1",
+     "while True:\n        try: time.sleep(60)\n        except: pass"],
 )  # fmt: skip
 def test_score_that_hangs_is_stopped_and_masked(tmp_path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aha.tasks.python_file.SCORE_SECONDS", 0.1)
