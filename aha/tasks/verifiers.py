@@ -25,6 +25,9 @@ MAX_ANSWER_CHARS = 10_000
 MAX_NUMERAL_CHARS = 60
 """Longest numeral that is read, and largest power of ten: exact arithmetic on a million digits would stall a run."""
 MAX_JSON_DEPTH = 60
+MAX_JSON_EXPONENT = 308
+"""Largest power of ten in a JSON number, as in a double."""
+_NUMBERS = (int, Fraction)
 LETTERS = "ABCDEFGHIJ"
 """The choices of a question, in order."""
 
@@ -331,6 +334,7 @@ def _read_json(text: str) -> Any:
             text,
             object_pairs_hook=_unique_keys,
             parse_int=_read_integer,
+            parse_float=_read_decimal,
             parse_constant=_refuse_constant,
         )
     except (ValueError, RecursionError) as error:
@@ -351,6 +355,13 @@ def _read_integer(digits: str) -> int:
     return int(digits)
 
 
+def _read_decimal(text: str) -> Fraction:
+    """Exactly as it is written: as floats, 2**53 + 1 is 2.0**53, and 1e400 is 1e500."""
+    if len(text) > MAX_NUMERAL_CHARS or abs(int(text.lower().partition("e")[2] or 0)) > MAX_JSON_EXPONENT:
+        raise ValueError(f"number of {len(text)} characters, or beyond 1e{MAX_JSON_EXPONENT}")
+    return Fraction(text)
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
@@ -367,6 +378,6 @@ def _same_json(a: Any, b: Any, *, tolerance: float, depth: int) -> bool:
             _same_json(x, y, tolerance=tolerance, depth=depth + 1) for x, y in zip(a, b, strict=True)
         )
     # bool first: in Python True == 1, in JSON it is not.
-    if isinstance(a, bool) or isinstance(b, bool) or not (isinstance(a, int | float) and isinstance(b, int | float)):
+    if isinstance(a, bool) or isinstance(b, bool) or not (isinstance(a, _NUMBERS) and isinstance(b, _NUMBERS)):
         return type(a) is type(b) and bool(a == b)
-    return a == b or abs(a - b) <= tolerance
+    return abs(Fraction(a) - Fraction(b)) <= Fraction(str(tolerance))

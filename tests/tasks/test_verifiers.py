@@ -194,6 +194,10 @@ def test_json_accepts_the_same_value(gold: str, answer: str) -> None:
         ('{"a": 1}', '```{"a": 1}``` or ```{"a": 2}```'),
         ("1", "1" * 5000),
         ("1", "1e999"),
+        ('{"a": 1e308}', '{"a": 1e309}'),
+        ("9007199254740993", "9007199254740992.0"),
+        ("9007199254740992", "9007199254740993"),
+        ("[100000000000000000000.0]", "[100000000000000000001]"),
         ("[1]", "[" * 4000 + "1" + "]" * 4000),
     ],
 )
@@ -204,6 +208,12 @@ def test_json_refuses_another_value(gold: str, answer: str) -> None:
 def test_json_tolerance_reaches_into_nested_numbers() -> None:
     assert json_value('{"a": [1.0]}', '{"a": [1.05]}', tolerance=0.1).is_correct
     assert not json_value('{"a": [1.0]}', '{"a": [1.05]}', tolerance=0.01).is_correct
+    assert json_value("[0.1]", "[0.4]", tolerance=0.3).is_correct
+    assert not json_value("[9007199254740993]", "[9007199254740992]", tolerance=0.5).is_correct
+
+
+def test_gold_number_beyond_every_float_is_an_error() -> None:
+    assert json_value("[1e400]", "[1e500]").outcome is Outcome.ERROR
 
 
 def test_regex_must_match_the_whole_answer() -> None:
