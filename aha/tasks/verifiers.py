@@ -11,7 +11,7 @@ import importlib.util
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NoReturn
 
@@ -298,18 +298,30 @@ def _chosen(text: str, choices: Sequence[str]) -> str:
     statement = re.split(r"(?i)\banswer\b", final)[-1]
     # "A" and "I" are English words too ("A dog …", "I think …"), choices only before words that follow a name.
     is_word = r"[AI] (?!(?:or|and|is|because|since)\b)[a-z]"
-    named: set[str] = set(re.findall(rf"(?<![\w'])(?!{is_word})[{letters}](?![\w'])", statement))
-    if not named:
-        said = f" {re.sub(r'[^a-z0-9]+', ' ', _normalised(statement, case='ignore'))} "
-        named = {
-            letter
-            for letter, option in zip(letters, texts, strict=False)
-            if (words := re.sub(r"[^a-z0-9]+", " ", option).strip()) and f" {words} " in said
-        }
+    words_of = {letter: _words(option) for letter, option in zip(letters, texts, strict=False)}
+    said = f" {_words(statement)} "
+    named = _listed(said, letters, words_of)
+    named = named or set(re.findall(rf"(?<![\w'])(?!{is_word})[{letters}](?![\w'])", statement))
+    named = named or {letter for letter, words in words_of.items() if words and f" {words} " in said}
     if len(named) != 1:
         several = f"several choices: {', '.join(sorted(named))}"
         raise UnreadableError(several if named else "no choice" if final else "no answer")
     return named.pop()
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", _normalised(text, case="ignore")).strip()
+
+
+def _listed(said: str, letters: str, words_of: Mapping[str, str]) -> set[str]:
+    """The choices in a statement that is nothing but choices, as letters and texts: "B or (a), New York"; else none."""
+    named = set()
+    for letter, words in sorted(words_of.items(), key=lambda item: -len(item[1])):
+        if words and f" {words} " in said:
+            named.add(letter)
+            said = said.replace(f" {words} ", "  ")
+    rest = set(said.upper().split()) - {"AND", "OR", "IS"}
+    return named | rest if rest <= set(letters) else set()
 
 
 def _json_part(answer: str) -> str:

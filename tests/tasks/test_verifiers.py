@@ -137,7 +137,8 @@ def test_exact_compares_text_but_not_white_space(gold: str, answer: str, case: s
 @pytest.mark.parametrize(
     "answer",
     ["B", "b", "(B)", "B.", "**B**", "B) Rome", "The answer is B.", "Answer: (B)", "\\boxed{B}", "rome", "Rome.",
-     "I think it is Rome", "I choose B", "Not A. The answer is B.", '"B"', "B because it is the capital"],
+     "I think it is Rome", "I choose B", "(b) Rome", "Rome (B)", "B, Rome", "B or B",
+     "Not A. The answer is B.", '"B"', "B because it is the capital"],
 )  # fmt: skip
 def test_choice_accepts_letter_or_text(answer: str) -> None:
     assert choice("B", answer, choices=CITIES).is_correct
@@ -147,7 +148,8 @@ def test_choice_accepts_letter_or_text(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     ["A", "C", "D", "A or B", "A, B, C", "B and C", "A. Paris\nB. Rome\nC. New York", "Paris or Rome", "None", "",
-     "Romeo", "The answer is A, B", "ABC", "\\boxed{A} B"],
+     "Romeo", "The answer is A, B", "ABC", "\\boxed{A} B", "Paris B", "B or paris", "B and a", "B or (c)",
+     "Paris, or B", "New York. B", "B/c", "The answer is B or (a)", "a, b, c"],
 )  # fmt: skip
 def test_choice_refuses_other_none_or_several(answer: str) -> None:
     assert choice("B", answer, choices=CITIES).reward == 0.0
