@@ -204,7 +204,7 @@ def _too_long(answer: str) -> UnreadableError:
 # since \d also takes other scripts' digits, which a prompt never asked for.
 _NUMERAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+"
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![0-9A-Za-z_)\]}%])[-+])?[$€£¥]?"
+    r"(?:(?P<sign>(?<![0-9A-Za-z_)\]}%])[-+])[$€£¥]?\(?)?[$€£¥]?"
     r"(?<![0-9A-Za-z_^])(?<!\^\{)(?<!\^[-+])"
     rf"(?:(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+) ?/ ?(?P<bottom>[0-9]+)|(?P<numeral>{_NUMERAL}))"
 )
