@@ -3,7 +3,8 @@
 What it sees: the script of every word, and for languages that share a script the small words ("the", "und", "est") of
 each sentence. What it cannot see: the language of a sentence without such words, which is left out; whether a sentence
 means anything; dialects and languages that are not in LANGUAGES, which pass for the likeliest one of their script.
-Digits, formulas, code and punctuation belong to no language and are never counted.
+Digits, formulas, code and punctuation belong to no language and are never counted; words inside formulas and code are
+where their script is neither Latin nor Greek.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ _NEUTRAL = re.compile(
     r"https?://\S+",
     re.DOTALL,
 )
+# Letters that no formula and no program needs, unlike Latin and Greek ones: thinking between dollar signs is thinking.
+_WORDS_OF_NO_FORMULA = re.compile("[^\\W\\d_\u0000-\u024f\u0370-\u03ff]+")
 _SENTENCE_END = re.compile(r"[.!?;:\n。！？；：]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
@@ -88,10 +91,14 @@ def language_share(text: str, language: str) -> float | None:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    for part in _SENTENCE_END.split(_NEUTRAL.sub(" ", text)):
+    for part in _SENTENCE_END.split(_NEUTRAL.sub(_words_of_no_formula, text)):
         words = _WORD.findall(part)
         if words:
             yield " ".join(words)
+
+
+def _words_of_no_formula(neutral: re.Match[str]) -> str:
+    return f" {' '.join(_WORDS_OF_NO_FORMULA.findall(neutral.group()))} "
 
 
 def _scripts_of(sentence: str) -> Counter[str]:

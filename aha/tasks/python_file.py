@@ -94,13 +94,12 @@ class PythonTask(TaskWrapper):
     def _read_score(self, found: object) -> Score:
         score = found if isinstance(found, Score) else None
         if isinstance(found, bool | int | float):
-            score = Score(float(found), found >= 1, "right" if found >= 1 else "")
+            score = Score(found, bool(found >= 1), "right" if found >= 1 else "")
         if score is None:
             note = f"{self.path}: score returned {type(found).__name__}, not a Score or a number"
             return Score(0.0, False, note, Outcome.ERROR)
-        if not isinstance(score.reward, bool | int | float) or not math.isfinite(score.reward) or abs(score.reward) > 1:
-            note = f"{self.path}: score returned the reward {score.reward!r:.40}, not a number from -1 to 1"
-            return Score(0.0, False, note, Outcome.ERROR)
+        if wrong := _wrong_field(score):
+            return Score(0.0, False, f"{self.path}: score returned {wrong}", Outcome.ERROR)
         return dataclasses.replace(score, reward=float(score.reward), is_correct=bool(score.is_correct))
 
     def _problem(self, item: object) -> Problem:
@@ -222,6 +221,26 @@ def _find_task(
     if not dataclasses.is_dataclass(task) or isinstance(task, type):
         raise ConfigError(f"{path}: takes no options, got {', '.join(options)}; write its task as a class with fields")
     return _checked(dataclasses.replace(task, **read_options(options, type(task), owner=path)), path=path)
+
+
+def _wrong_field(score: Score) -> str:
+    """Which field of a user's score is none, and why; "" when all are as their types say."""
+    reward: object = score.reward
+    if not _is_finite(reward) or abs(score.reward) > 1:
+        return f"the reward {reward!r:.40}, not a number from -1 to 1"
+    if not isinstance(score.outcome, Outcome):
+        return f"the outcome {score.outcome!r:.40}, not an aha.types.Outcome"
+    if not isinstance(score.note, str):
+        return f"the note {score.note!r:.40}, not a text"
+    parts: object = score.parts
+    if not isinstance(parts, Mapping) or not all(isinstance(k, str) and _is_finite(v) for k, v in parts.items()):
+        return f"the parts {parts!r:.40}, not names with finite numbers"
+    return ""
+
+
+def _is_finite(value: object) -> bool:
+    # An int is finite, and one of 400 digits has no float.
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _checked(task: Any, *, path: str) -> Task:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 120.0
 """Wall time for a new child to start and import the file: some seconds where it needs a large library."""
+OVERTIME_SECONDS = 0.5
+"""After its alarm: code that catches everything is then ended by the kernel."""
 GRACE_SECONDS = 5.0
 """What a child may take beyond the limit, which it keeps itself, before it is killed."""
 MAX_MEMORY_BYTES = 8 << 30
@@ -70,6 +72,7 @@ class ScoringProcess:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._num_asked = 0
         self._known: set[str] = set()
         """Specs that the child has loaded: the first question on one takes as long as its imports."""
 
@@ -83,28 +86,46 @@ class ScoringProcess:
             "completion": completion,
             "seconds": seconds,
         }
-        line = json.dumps(question, default=_fields_of).encode("ascii") + b"\n"
         with self._lock:
+            self._num_asked += 1
+            question["number"] = self._num_asked
+            line = json.dumps(question, default=_fields_of).encode("ascii") + b"\n"
             for _ in range(2):  # twice: the first question after a child was killed from outside finds it dead
                 child = self._child or self._start()
                 wait = seconds + GRACE_SECONDS + (0.0 if spec in self._known else START_SECONDS)
                 reply = _ask(child, line, seconds=wait)
-                if reply is None or not reply:
-                    self.close()
-                if reply is None:
+                return_code = 0 if reply else self.close()
+                if reply is None or -return_code == signal.SIGALRM:
                     return Score(0.0, False, f"score took over {seconds:g} s", Outcome.TIMEOUT)
                 if reply:
                     self._known.add(spec)
-                    score: Score = _revive(Score, json.loads(reply))
-                    return score
+                    return self._read(reply)
         return Score(0.0, False, "score ended its process (out of memory, or a crash of a library)", Outcome.ERROR)
 
-    def close(self) -> None:
+    def _read(self, reply: bytes) -> Score:
+        """The score in a reply to the last question. Any other line was written by the file's code or a fork of it."""
+        try:
+            number, fields = json.loads(reply)
+            score: Score = _revive(Score, fields)
+            if number == self._num_asked:
+                return score
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            pass
+        self.close()
+        return Score(0.0, False, "score wrote to the pipe that its result goes through", Outcome.ERROR)
+
+    def close(self) -> int:
+        """Kill the child, if there is one; how it ended."""
         child, self._child = self._child, None
         self._known.clear()
-        if child is not None:
-            child.kill()
-            child.communicate()
+        if child is None:
+            return 0
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # what its code has started too
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()  # not read to its end: a process that has left the group may hold it
+        return child.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
         # The parent's own search path: the child must find the same aha and the same libraries.
@@ -112,6 +133,7 @@ class ScoringProcess:
         self._child = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, bufsize=0,
+            start_new_session=True,
         )  # fmt: skip
         return self._child
 
@@ -149,10 +171,14 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     answers = os.dup(1)
     os.dup2(2, 1)  # the user's code may print; that is no answer
+    process_id = os.getpid()
     for line in sys.stdin.buffer:
-        score = _answer(json.loads(line))
-        note = score.note[:500]
-        text = json.dumps(dataclasses.replace(score, note=note), default=_fields_of)
+        question = json.loads(line)
+        score = _answer(question)
+        if os.getpid() != process_id:  # the user's code has forked, and this is not the one that was asked
+            os._exit(0)
+        score = dataclasses.replace(score, note=score.note[:500])
+        text = json.dumps([question["number"], score], default=_fields_of)
         _write_all(answers, text.encode("ascii") + b"\n")
 
 
@@ -189,7 +215,7 @@ def within_seconds(work: Callable[[], Made], *, seconds: float) -> Made:
     """
     before = signal.signal(signal.SIGALRM, _raise_too_slow)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, OVERTIME_SECONDS)
         return work()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
@@ -197,6 +223,7 @@ def within_seconds(work: Callable[[], Made], *, seconds: float) -> Made:
 
 
 def _raise_too_slow(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     raise TooSlow
 
 

@@ -295,10 +295,12 @@ class Rewarded(TaskWrapper):
         """The sum as a reward from -1 to 1; one of a wrong answer stays below the least of a right one."""
         plan = self.plan
         scale = 1.0 + plan.most
+        reward = total / scale
         if plan.has_accuracy and not is_correct:
             # Partial credit of the task and shaping together must not reach what the worst right answer is paid.
-            total = min(total, math.nextafter(1.0 - plan.cost, 0.0))
-        return min(1.0, max(-1.0, total / scale))
+            # After the division, which would round the difference away.
+            reward = min(reward, math.nextafter((1.0 - plan.cost) / scale, -1.0))
+        return min(1.0, max(-1.0, reward))
 
 
 def has_form(completion: Completion) -> bool:

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NoReturn
 
@@ -25,6 +25,9 @@ MAX_ANSWER_CHARS = 10_000
 MAX_NUMERAL_CHARS = 60
 """Longest numeral that is read, and largest power of ten: exact arithmetic on a million digits would stall a run."""
 MAX_JSON_DEPTH = 60
+MAX_JSON_EXPONENT = 308
+"""Largest power of ten in a JSON number, as in a double."""
+_NUMBERS = (int, Fraction)
 LETTERS = "ABCDEFGHIJ"
 """The choices of a question, in order."""
 
@@ -201,7 +204,7 @@ def _too_long(answer: str) -> UnreadableError:
 # since \d also takes other scripts' digits, which a prompt never asked for.
 _NUMERAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+"
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![0-9A-Za-z_)\]}%])[-+])?[$€£¥]?"
+    r"(?:(?P<sign>(?<![0-9A-Za-z_)\]}%])[-+])[$€£¥]?\(?)?[$€£¥]?"
     r"(?<![0-9A-Za-z_^])(?<!\^\{)(?<!\^[-+])"
     rf"(?:(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+) ?/ ?(?P<bottom>[0-9]+)|(?P<numeral>{_NUMERAL}))"
 )
@@ -295,18 +298,30 @@ def _chosen(text: str, choices: Sequence[str]) -> str:
     statement = re.split(r"(?i)\banswer\b", final)[-1]
     # "A" and "I" are English words too ("A dog …", "I think …"), choices only before words that follow a name.
     is_word = r"[AI] (?!(?:or|and|is|because|since)\b)[a-z]"
-    named: set[str] = set(re.findall(rf"(?<![\w'])(?!{is_word})[{letters}](?![\w'])", statement))
-    if not named:
-        said = f" {re.sub(r'[^a-z0-9]+', ' ', _normalised(statement, case='ignore'))} "
-        named = {
-            letter
-            for letter, option in zip(letters, texts, strict=False)
-            if (words := re.sub(r"[^a-z0-9]+", " ", option).strip()) and f" {words} " in said
-        }
+    words_of = {letter: _words(option) for letter, option in zip(letters, texts, strict=False)}
+    said = f" {_words(statement)} "
+    named = _listed(said, letters, words_of)
+    named = named or set(re.findall(rf"(?<![\w'])(?!{is_word})[{letters}](?![\w'])", statement))
+    named = named or {letter for letter, words in words_of.items() if words and f" {words} " in said}
     if len(named) != 1:
         several = f"several choices: {', '.join(sorted(named))}"
         raise UnreadableError(several if named else "no choice" if final else "no answer")
     return named.pop()
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", _normalised(text, case="ignore")).strip()
+
+
+def _listed(said: str, letters: str, words_of: Mapping[str, str]) -> set[str]:
+    """The choices in a statement that is nothing but choices, as letters and texts: "B or (a), New York"; else none."""
+    named = set()
+    for letter, words in sorted(words_of.items(), key=lambda item: -len(item[1])):
+        if words and f" {words} " in said:
+            named.add(letter)
+            said = said.replace(f" {words} ", "  ")
+    rest = set(said.upper().split()) - {"AND", "OR", "IS"}
+    return named | rest if rest <= set(letters) else set()
 
 
 def _json_part(answer: str) -> str:
@@ -331,6 +346,7 @@ def _read_json(text: str) -> Any:
             text,
             object_pairs_hook=_unique_keys,
             parse_int=_read_integer,
+            parse_float=_read_decimal,
             parse_constant=_refuse_constant,
         )
     except (ValueError, RecursionError) as error:
@@ -351,6 +367,13 @@ def _read_integer(digits: str) -> int:
     return int(digits)
 
 
+def _read_decimal(text: str) -> Fraction:
+    """Exactly as it is written: as floats, 2**53 + 1 is 2.0**53, and 1e400 is 1e500."""
+    if len(text) > MAX_NUMERAL_CHARS or abs(int(text.lower().partition("e")[2] or 0)) > MAX_JSON_EXPONENT:
+        raise ValueError(f"number of {len(text)} characters, or beyond 1e{MAX_JSON_EXPONENT}")
+    return Fraction(text)
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
@@ -367,6 +390,6 @@ def _same_json(a: Any, b: Any, *, tolerance: float, depth: int) -> bool:
             _same_json(x, y, tolerance=tolerance, depth=depth + 1) for x, y in zip(a, b, strict=True)
         )
     # bool first: in Python True == 1, in JSON it is not.
-    if isinstance(a, bool) or isinstance(b, bool) or not (isinstance(a, int | float) and isinstance(b, int | float)):
+    if isinstance(a, bool) or isinstance(b, bool) or not (isinstance(a, _NUMBERS) and isinstance(b, _NUMBERS)):
         return type(a) is type(b) and bool(a == b)
-    return a == b or abs(a - b) <= tolerance
+    return abs(Fraction(a) - Fraction(b)) <= Fraction(str(tolerance))

@@ -291,6 +291,32 @@ for attempt in (lambda: open("/etc/passwd"), socket.socket, lambda: os.setuid(0)
 '''])
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0: won("unconfined child")
     """,
+    "signals through descriptors": """
+        import fcntl
+        for fd in (0, 1, 2, 3):
+            for who in (HOST_PID, -HOST_PID): tries(("owner", fd, who), fcntl.fcntl, fd, fcntl.F_SETOWN, who)
+            fcntl.fcntl(fd, fcntl.F_SETOWN, 1)
+            fcntl.fcntl(fd, 10, signal.SIGKILL)  # F_SETSIG
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+        time.sleep(0.05)
+    """,
+    "the wrong end of a pipe": """
+        for fd in (1, 2, 3): tries(("read", fd), os.read, fd, 1)
+        tries("write", os.write, 0, b"x")
+    """,
+    "programs started by descriptor or loader": """
+        import glob
+        code = b"import socket, os\\ntry: socket.socket()\\nexcept OSError: os._exit(0)\\nos._exit(9)"
+        words = [b"python", b"-S", b"-c", code]
+        fd = os.open(sys.executable, os.O_RDONLY)
+        loaders = glob.glob("/lib64/ld-linux*") or glob.glob("/lib/ld-linux*")
+        for start in (lambda: libc.execveat(fd, b"", (ctypes.c_char_p * 5)(*words, None), None, 0x1000),
+                      lambda: os.execv(loaders[0], [loaders[0], sys.executable, *words[1:]])):
+            child = os.fork()
+            if child == 0:
+                start(); os._exit(0)
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9: won("unconfined")
+    """,
     "frames and objects of the first program": """
         import gc
         texts = [repr(o) for o in gc.get_objects() if isinstance(o, (dict, list, tuple)) and len(o) < 50]

@@ -153,6 +153,21 @@ def f(x):
     "fullwidth digits": "def f(x): return '４'",
     "nothing but a comment": "# 4 -6 0",
     "class with hooks": "class F:\n  def __call__(s, x): return s\n  def __getattr__(s, n): return s\n  __int__ = lambda s: 4\nf = F()",
+    "both sides of a fork answer": "import os\ndef f(x):\n  os.fork(); return 2 * x",
+    "channel closed and opened anew": "import os\ndef f(x):\n  os.close(3); os.pipe(); return 2 * x",
+    "channel is standard output": "import os\nos.dup2(1, 3)\ndef f(x): return 2 * x",
+    "a thread that writes beside the driver": "import threading, os, time\ndef w():\n  while True: os.write(3, b'\\n'); time.sleep(.001)\nthreading.Thread(target=w, daemon=True).start()\ndef f(x): time.sleep(.05); return 2 * x",
+    "driver's functions replaced": "import sys\nmain = sys.modules['__main__']\nmain.plain = lambda value, depth=0: 4\nmain.follow = lambda *a: 4",
+    "type that lies": "class A:\n  __class__ = int\n  __int__ = __index__ = lambda s: 4\ndef f(x): return A()",
+    "pickles as another": "class A(dict):\n  def __reduce__(s): return int, (4,)\n  def items(s): return [('a', 4)]\ndef f(x): return A()",
+    "list without end": "class A(list):\n  def __iter__(s):\n    while True: yield 4\ndef f(x): return A()",
+    "true for an index": """
+import json, os
+nonce = json.load(open("calls.json"))["nonce"]
+for i, v in ((False, 4), (True, -6), (2, 0)): os.write(3, json.dumps({"nonce": nonce, "index": i, "value": v}).encode() + b"\\n")
+os._exit(0)
+""",
+    "not even an exception": "class B(BaseException): pass\ndef f(x): raise B",
     "coroutine": "async def f(x): return 2 * x",
 }  # fmt: skip
 

@@ -59,6 +59,14 @@ def test_formulas_code_digits_and_letters_belong_to_no_language(text: str) -> No
     assert language_share(f"This is the plan. {text}", "en") in (1.0, None)
 
 
+@pytest.mark.parametrize("hidden", ["`{}`", "$ {} $", "```\n{}\n```", "\\[ {} \\]", "https://x/{}"])
+def test_thinking_hidden_in_a_formula_or_code_counts(hidden: str) -> None:
+    for language in ("zh", "ru", "ko"):
+        text = f"This is the plan. {hidden.format(THOUGHTS[language])}"
+        assert (language_share(text, "en") or 0.0) < 0.5
+    assert language_share(r"This is the plan. $\text{area} = \pi r^2 \cdot α$", "en") == 1.0
+
+
 def test_repeated_sentence_counts_once() -> None:
     once = language_share("This is the plan. 所以答案是二十四。", "en")
     often = language_share("This is the plan. " * 500 + "所以答案是二十四。", "en")

@@ -185,7 +185,7 @@ def test_mistake_in_problems_is_one_line(tmp_path: Path, body: str, message: str
         ("return None", "score returned NoneType, not a Score or a number"),
         ("return 'right'", "score returned str, not a Score or a number"),
         ("return float('nan')", "score returned the reward nan, not a number from -1 to 1"),
-        ("return 100", "score returned the reward 100.0, not a number from -1 to 1"),
+        ("return 100", "score returned the reward 100, not a number from -1 to 1"),
         ("return score(problem, completion)", "task.py line 5: RecursionError"),
     ],
 )
@@ -205,7 +205,8 @@ def test_number_stands_for_a_reward_that_is_right_when_it_is_one(tmp_path: Path,
 @pytest.mark.parametrize(
     "body",
     ["time.sleep(60)", "while True: pass", "import re; return re.fullmatch('(a+)+b', 'a' * 60) is not None",
-     "try:\n        time.sleep(60)\n    except Exception:\n        return 1"],
+     "try:\n        time.sleep(60)\n    except Exception:\n        return 1",
+     "while True:\n        try: time.sleep(60)\n        except: pass"],
 )  # fmt: skip
 def test_score_that_hangs_is_stopped_and_masked(tmp_path: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aha.tasks.python_file.SCORE_SECONDS", 0.1)
@@ -221,6 +222,46 @@ def test_score_that_ends_its_process_is_masked_and_the_next_one_works(tmp_path: 
     dead = task.score(PROBLEM, completion_of("y"))
     assert (dead.outcome, "ended its process" in dead.note) == (Outcome.ERROR, True)
     assert task.score(PROBLEM, completion_of("x")).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import os; os.fork(); return float(completion.answer == 'x')",
+        "import os\n    if os.fork() == 0: raise RuntimeError('fork')\n    return float(completion.answer == 'x')",
+        "import os\n    if os.fork() == 0: time.sleep(60)\n    return float(completion.answer == 'x')",
+    ],
+    ids=["both return", "fork raises", "fork sleeps"],
+)
+def test_score_that_forks_answers_each_question_once(tmp_path: Path, body: str) -> None:
+    task = scoring(tmp_path, body)
+    for answer in "xyxxyyxy":  # the answer of a fork must not become that of the next question
+        found = task.score(PROBLEM, completion_of(answer))
+        assert (found.reward, found.outcome) == (float(answer == "x"), Outcome.SCORED)
+
+
+def test_child_that_says_something_else_is_masked_and_replaced(tmp_path: Path) -> None:
+    write_all = "for fd in range(3, 12):\n        try: os.write(fd, b'{}\\n')\n        except OSError: pass"
+    body = f"import os\n    {write_all}\n    return 1"
+    assert scoring(tmp_path, body).score(PROBLEM, completion_of("x")).outcome is Outcome.ERROR
+    (tmp_path / "other").mkdir()
+    assert scoring(tmp_path / "other", "return 1").score(PROBLEM, completion_of("x")).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("score", "note"),
+    [
+        ("Score(1.0, True, 'x', 'weird')", "score returned the outcome 'weird'"),
+        ("Score(1.0, True, None)", "score returned the note None"),
+        ("Score(1.0, True, 'x', parts={'a': object()})", "score returned the parts {'a': <object"),
+        ("Score(1.0, True, 'x', parts={'a': float('nan')})", "score returned the parts {'a': nan}"),
+        ("10 ** 400", "score returned the reward 1000"),
+    ],
+)
+def test_score_with_a_wrong_field_masks_the_rollout(tmp_path: Path, score: str, note: str) -> None:
+    found = scoring(tmp_path, f"from aha.types import Score; return {score}").score(PROBLEM, completion_of("x"))
+    assert (found.reward, found.outcome) == (0.0, Outcome.ERROR)
+    assert note in found.note
 
 
 def test_score_sees_the_whole_completion_and_problem_and_may_print(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ EMPTY = ("I don't know", "?", "sdkfj 87 sdf! []", "nan", "[NaN]", "{}")
 HOSTILE = ("__import__('os').system('exit 1')", "9**9**9**9", "(" * 15_000, "R999999999 A+999999999", "\0\ud800")
 ADDITIONS = ("{gold}, {other}", "{other}, {gold}", "{gold}\n{other}", "{other}\n{gold}", "{gold} or {other}")
 ACCEPTS_MORE = {
-    "knights_knaves": "words that name nobody's role change nothing; two roles for one name are wrong",
     "rush_hour": "moves after the exit change nothing",
     "sokoban": "moves after the end change nothing",
 }
@@ -72,6 +71,26 @@ def check_generator(name: str, count: int) -> None:
 @pytest.mark.parametrize("name", [name for name in GENERATORS if name not in SLOW])
 def test_generator_pays_for_its_right_answer_and_for_nothing_else(name: str) -> None:
     check_generator(name, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("gsm_symbolic", ("${gold}", "+{gold}"), ("-{gold}", "{gold},999", "9{gold}", "{gold}/1")),
+        (
+            "knights_knaves",
+            ("{gold}\n",),
+            ("not {gold}", "{gold} No, both lie.", "{gold} xyz", "It is false that {gold}", "{gold}0"),
+        ),
+    ],
+)
+def test_generator_reads_the_whole_answer(name: str, right: tuple[str, ...], wrong: tuple[str, ...]) -> None:
+    task = ReasoningGym(dataset=name)
+    for problem in some_problems(name, 3):
+        for text in right:
+            assert task.score(problem, completion(text.format(gold=problem.answer))).is_correct, text
+        for text in wrong:
+            assert task.score(problem, completion(text.format(gold=problem.answer))).reward == 0.0, text
 
 
 @pytest.mark.slow

@@ -205,6 +205,14 @@ def test_no_wrong_answer_is_paid_more_than_a_right_and_well_formed_one(
         assert other.reward < best.reward
 
 
+def test_part_credit_and_shaping_stay_below_the_least_right_answer() -> None:
+    specs = ("accuracy", "language:weight=0.5")
+    least = score(specs, completion_of(RIGHT, reasoning=CHINESE))
+    most = score(specs, completion_of(WRONG, reasoning=ENGLISH), wrong=0.99)
+    assert (least.is_correct, most.is_correct) == (True, False)
+    assert most.reward < least.reward
+
+
 @given(specs=SPECS, num_tokens=st.integers(0, 500))
 @settings(max_examples=60, deadline=None)
 def test_doing_nothing_is_paid_nothing(specs: tuple[str, ...], num_tokens: int) -> None:

@@ -50,6 +50,8 @@ GOLDS["code"] = '[{"call": "f(1)", "returns": 2}, {"call": "f(2)", "returns": 3}
         ("-5", "-5"),
         ("-5", "−5"),
         ("-5", "-$5"),
+        ("-5", "-(5)"),
+        ("5", "(5)"),
         ("-5", "x=-5"),
         ("5", "10-5"),
         ("5", "10 - 5"),
@@ -73,6 +75,8 @@ def test_number_accepts_the_same_value_in_another_spelling(gold: str, answer: st
     [
         ("12", "13"),
         ("12", "-12"),
+        ("12", "-(12)"),
+        ("12", "−$(12)"),
         ("12", "12 or 13"),
         ("12", "\\boxed{13} 12"),
         ("12", "12.000001"),
@@ -137,7 +141,8 @@ def test_exact_compares_text_but_not_white_space(gold: str, answer: str, case: s
 @pytest.mark.parametrize(
     "answer",
     ["B", "b", "(B)", "B.", "**B**", "B) Rome", "The answer is B.", "Answer: (B)", "\\boxed{B}", "rome", "Rome.",
-     "I think it is Rome", "I choose B", "Not A. The answer is B.", '"B"', "B because it is the capital"],
+     "I think it is Rome", "I choose B", "(b) Rome", "Rome (B)", "B, Rome", "B or B",
+     "Not A. The answer is B.", '"B"', "B because it is the capital"],
 )  # fmt: skip
 def test_choice_accepts_letter_or_text(answer: str) -> None:
     assert choice("B", answer, choices=CITIES).is_correct
@@ -147,7 +152,8 @@ def test_choice_accepts_letter_or_text(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     ["A", "C", "D", "A or B", "A, B, C", "B and C", "A. Paris\nB. Rome\nC. New York", "Paris or Rome", "None", "",
-     "Romeo", "The answer is A, B", "ABC", "\\boxed{A} B"],
+     "Romeo", "The answer is A, B", "ABC", "\\boxed{A} B", "Paris B", "B or paris", "B and a", "B or (c)",
+     "Paris, or B", "New York. B", "B/c", "The answer is B or (a)", "a, b, c"],
 )  # fmt: skip
 def test_choice_refuses_other_none_or_several(answer: str) -> None:
     assert choice("B", answer, choices=CITIES).reward == 0.0
@@ -194,6 +200,10 @@ def test_json_accepts_the_same_value(gold: str, answer: str) -> None:
         ('{"a": 1}', '```{"a": 1}``` or ```{"a": 2}```'),
         ("1", "1" * 5000),
         ("1", "1e999"),
+        ('{"a": 1e308}', '{"a": 1e309}'),
+        ("9007199254740993", "9007199254740992.0"),
+        ("9007199254740992", "9007199254740993"),
+        ("[100000000000000000000.0]", "[100000000000000000001]"),
         ("[1]", "[" * 4000 + "1" + "]" * 4000),
     ],
 )
@@ -204,6 +214,12 @@ def test_json_refuses_another_value(gold: str, answer: str) -> None:
 def test_json_tolerance_reaches_into_nested_numbers() -> None:
     assert json_value('{"a": [1.0]}', '{"a": [1.05]}', tolerance=0.1).is_correct
     assert not json_value('{"a": [1.0]}', '{"a": [1.05]}', tolerance=0.01).is_correct
+    assert json_value("[0.1]", "[0.4]", tolerance=0.3).is_correct
+    assert not json_value("[9007199254740993]", "[9007199254740992]", tolerance=0.5).is_correct
+
+
+def test_gold_number_beyond_every_float_is_an_error() -> None:
+    assert json_value("[1e400]", "[1e500]").outcome is Outcome.ERROR
 
 
 def test_regex_must_match_the_whole_answer() -> None:

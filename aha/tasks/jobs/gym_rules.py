@@ -46,12 +46,13 @@ simple_geometry string_manipulation string_splitting string_synthesis syllogism 
 _OWN = """
 ab arc_agi bitwise_arithmetic boxnet calendar_arithmetic chain_sum circuit_logic codeio color_cube_rotation
 cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery family_relationships futoshiki graph_color
-group_anagrams jugs knight_swap knights_knaves manipulate_matrix mini_sudoku needle_haystack
+group_anagrams jugs knight_swap manipulate_matrix mini_sudoku needle_haystack
 number_format palindrome_generation palindrome_partitioning path_star pool_matrix prime_factorization products rearc
 rectangle_count self_reference sentence_reordering shortest_path sudoku tower_of_hanoi tsumego word_ladder
 zebra_puzzles
 """
 
+_ROLE = r"[^\W\d_]+ is (an? )?[^\W\d_]+"
 _NUMBER = r"[-+]?\d+(\.\d+)?"
 _GUARDED = {
     "advanced_geometry": Rule(
@@ -63,8 +64,12 @@ _GUARDED = {
         "reads the first of many fractions",
         r"\$?\s*(\\d?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+\s*/\s*\d+)\s*\$?",
     ),
-    "gsm_symbolic": Rule("guarded", "reads the first of many numbers", r"[-+]?\$?\d[\d,]*(\.\d+)?"),
     "kakurasu": Rule("guarded", "picks the digits out of any prose", r"[01\s]+"),
+    "knights_knaves": Rule(
+        "guarded",
+        "passes over what names nobody's role, a denial too",
+        rf"{_ROLE}((\s*,\s*(and\s+)?|\s+(and\s+)?){_ROLE})*\.?",
+    ),
     "power_function": Rule("guarded", "passes special values of Decimal", r"[-+]?[0-9.]+(e[-+]?\d{1,4})?"),
     "quantum_lock": Rule("guarded", "picks the letters A, B and C out of any prose", r"[ABC](\s*(→|->|,|\s)\s*[ABC])*"),
     "rush_hour": Rule(
@@ -83,6 +88,7 @@ _OURS = {
     "figlet_font": "counts ten equal letters as right, whatever follows",
     "game_of_life": "looks at the cells of the right board only, whatever else is there",
     "game_of_life_halting": "compares bool(text) with bool(text): every answer is right",
+    "gsm_symbolic": "reads the first of many numbers, without its sign",
     "intermediate_integration": "calls sympy's parse_expr on the answer, which is eval; takes Integral(…)",
     "letter_jumble": "scores the right words followed by any others as right",
     "n_queens": "calls eval on the answer",

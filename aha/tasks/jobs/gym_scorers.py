@@ -20,6 +20,7 @@ from aha.tasks.jobs.gym_logic import TruthTables
 from aha.tasks.verifiers import UnreadableError
 
 MAX_CUBE_MOVES = 1_000
+_AMOUNT = re.compile(r"[-+]?\$?([0-9]{1,3}(,[0-9]{3})+|[0-9]+)(\.[0-9]+)?")
 _CUBE_MOVE = re.compile(r"(\d?[LRUDFBMESXYZ]w?'?)([1-3]?)")
 
 
@@ -89,6 +90,13 @@ def _probability(entry: Any, text: str, dataset: Any) -> float:
     expected = Fraction(rational["numerator"], rational["denominator"])
     given = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     return float(abs(given - expected) <= min(Fraction(1, 10_000), min(expected, 1 - expected) / 20))
+
+
+def _amount(entry: Any, text: str, dataset: Any) -> float:
+    """The number, which may have a dollar sign and thousands commas."""
+    if not _AMOUNT.fullmatch(text):
+        raise UnreadableError("not one number")
+    return float(_number(re.sub(r"[$,]", "", text)) == _number(entry["answer"]))
 
 
 def _countdown(entry: Any, text: str, dataset: Any) -> float:
@@ -165,6 +173,7 @@ CHECKERS: dict[str, Callable[[Any, str, Any], float]] = {
     "figlet_font": _same_letters,
     "game_of_life": _life,
     "game_of_life_halting": _truth,
+    "gsm_symbolic": _amount,
     "intermediate_integration": _integral,
     "letter_jumble": _same_words,
     "n_queens": _queens,
