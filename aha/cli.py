@@ -332,18 +332,21 @@ def tasks(
     task = get_task(spec)
     problems = [asdict(problem) for problem in itertools.islice(task.problems(sample_split(task), seed=seed), samples)]
     shown: dict[str, Any] = {"name": task.name, "system_prompt": task.system_prompt, "problems": problems}
+    shown["notices"] = list(getattr(task, "notices", ()))
     if isinstance(task, HasDemonstrations):
         shown["demonstrations"] = [asdict(d) for d in itertools.islice(task.demonstrations(seed=seed), samples)]
+    if not as_json:  # before the check, which runs code and may take a while
+        print(_describe_task(shown), flush=True)
+        if sys.stdout.isatty():
+            print("\nchecking the verifier …", end="\r", flush=True)
     checked = self_check(task, seed=seed)
     shown["self_check"] = checked.to_dict()
-    print(
-        json.dumps(shown, indent=1, ensure_ascii=False) if as_json else f"{_describe_task(shown)}\n\n{checked.lines()}"
-    )
+    print(json.dumps(shown, indent=1, ensure_ascii=False) if as_json else f"\n{checked.lines()}")
     checked.refuse_if_failing()
 
 
 def _describe_task(shown: dict[str, Any]) -> str:
-    lines = [f"{shown['name']}"] + ([shown["system_prompt"]] if shown["system_prompt"] else [])
+    lines = [shown["name"], *filter(None, [shown["system_prompt"]]), *(f"notice   {text}" for text in shown["notices"])]
     for problem in shown["problems"]:
         lines += ["", f"problem  {problem['prompt']}", f"answer   {problem['answer']}"]
     for worked in shown.get("demonstrations", ()):

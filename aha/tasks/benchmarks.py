@@ -6,6 +6,7 @@ Face. They measure; only gsm8k and math come with problems to train on.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import random
@@ -288,7 +289,8 @@ def _fetch(title: str, remote: Remote, file: str, *, folder: Path) -> Path:
     broken_connection: type[Exception] = HfHubHTTPError.__bases__[0]
 
     try:
-        return Path(hf_hub_download(remote.repository, file, repo_type="dataset"))
+        is_offline = not is_hub_there()
+        return Path(hf_hub_download(remote.repository, file, repo_type="dataset", local_files_only=is_offline))
     except GatedRepoError:
         page = f"https://huggingface.co/datasets/{remote.repository}"
         raise DataError(f"{title}: {remote.repository} is gated: accept its terms at {page} and set HF_TOKEN") from None
@@ -297,6 +299,19 @@ def _fetch(title: str, remote: Remote, file: str, *, folder: Path) -> Path:
             f"{title}: Hugging Face cannot be reached; download {file} of the data set {remote.repository} and put it "
             f"at {folder / file}, or name your file: {title}:path=FILE"
         ) from None
+
+
+@functools.lru_cache(maxsize=1)
+def is_hub_there() -> bool:
+    """Whether Hugging Face answers, asked once and shortly: its client would retry for 23 seconds, and say so."""
+    import httpx
+    from huggingface_hub import constants
+
+    try:
+        httpx.head(constants.ENDPOINT, timeout=5.0)
+    except httpx.HTTPError:
+        return False
+    return not constants.HF_HUB_OFFLINE
 
 
 def _first_text(record: Record, columns: Sequence[str]) -> str:

@@ -146,9 +146,7 @@ class _Functions:
         for name in ("demonstrations", "gold", "cheats", "floor", "respond", "max_turns", "stop_strings", "vote"):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
-        self.system_prompt = str(
-            getattr(module, "system_prompt", None) or getattr(module, "SYSTEM_PROMPT", SYSTEM_PROMPT)
-        )
+        self.system_prompt = getattr(module, "system_prompt", None) or getattr(module, "SYSTEM_PROMPT", SYSTEM_PROMPT)
 
 
 def load_task(path: str, *, options: Mapping[str, str], read_options: Callable[..., dict[str, Any]]) -> PythonTask:
@@ -247,6 +245,9 @@ def _checked(task: Any, *, path: str) -> Task:
     if not _is_task(task):
         raise DataError(f"{path}: defines no task; it needs {_HOW}")
     found: Task = task
+    prompt = getattr(task, "system_prompt", "")
+    if not isinstance(prompt, str):
+        raise DataError(f"{path}: the system prompt must be a text, got {prompt!r:.60}")
     return found
 
 

@@ -32,8 +32,13 @@ CHANCE = 0.05
 """What a wrong answer or a cheat may earn above the floor: the last number of a question is its answer now and then."""
 MIN_PROBLEMS, MAX_SECONDS = 3, 60.0
 """A slow verifier is tried on fewer problems: after this time no further one is begun."""
+_BROKEN = "the verifier fails"
 MAX_SAMPLE_SECONDS = 10.0
 """A slow generator gives fewer problems than NUM_GOLD_ANSWERS."""
+
+
+Board = dict[tuple["Kind", str], list[Score]]
+"""What the verifier said to each attempt, a score for each problem."""
 
 
 class Kind(StrEnum):
@@ -104,9 +109,12 @@ class SelfCheck:
         """Raises DataError with the rows that fail most: they are the task's to mend."""
         if self.failures:
             worst = sorted(self.failures, key=lambda row: -abs(row.mean_reward - row.limit))[:3]
-            found = "; ".join(f'"{row.name}" earns {row.mean_reward:.3f} ({_rule(row)})' for row in worst)
+            found = "; ".join(_describe_failure(row) for row in worst)
             more = f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""
-            raise DataError(f"task {self.task}: the self-check fails: {found}{more}; mend its score, see docs/tasks.md")
+            part = "problems" if all(row.kind is Kind.PROBLEMS for row in worst) else "score"
+            raise DataError(
+                f"task {self.task}: the self-check fails: {found}{more}; mend its {part}, see docs/tasks.md"
+            )
 
 
 def self_check(task: Task, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) -> SelfCheck:
@@ -125,14 +133,14 @@ def self_check(task: Task, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) -
     if not sample:
         raise DataError(f"task {task.name} has no problems to check it with")
     floor = floor_of(task, sample)
-    board: dict[tuple[Kind, str], list[Score]] = {}
+    board: Board = {}
     num_tried = 0
     for problem in sample[:num_problems]:
         if num_tried >= MIN_PROBLEMS and time.perf_counter() - started > MAX_SECONDS:
             break
-        for kind, cheat in _attempts(task, problem, sample):
-            board.setdefault((kind, cheat.name), []).append(score_of(task, problem, cheat.completion))
         num_tried += 1
+        if not _try_problem(task, problem, sample, board=board):
+            break
     limits = _limits(task, floor)
     rows = [_judge(name, kind, scores, limits[kind]) for (kind, name), scores in board.items()]
     if not any(row.kind is Kind.GOLD for row in rows):
@@ -142,6 +150,21 @@ def self_check(task: Task, *, num_problems: int = NUM_PROBLEMS, seed: int = 0) -
     rows.sort(key=lambda row: list(Kind).index(row.kind))
     seconds = time.perf_counter() - started
     return SelfCheck(task=task.name, num_problems=num_tried, floor=floor, seconds=seconds, rows=tuple(rows))
+
+
+def _try_problem(task: Task, problem: Problem, sample: Sequence[Problem], *, board: Board) -> bool:
+    """Put the scores of a problem's attempts on the board; False where the verifier fails on the right answer.
+
+    Whatever else it would say then, that is to be mended first. An attempt that it could not judge is not made again
+    on other problems: at 5 s each they would say no more.
+    """
+    for kind, cheat in _attempts(task, problem, sample):
+        scores = board.setdefault((kind, cheat.name), [])
+        if all(score.outcome.is_judged for score in scores):
+            scores.append(score_of(task, problem, cheat.completion))
+        if kind is Kind.GOLD and not scores[-1].outcome.is_judged:
+            return False
+    return True
 
 
 def sample_split(task: Task) -> Split:
@@ -288,7 +311,7 @@ def _judge(name: str, kind: Kind, scores: Sequence[Score], limit: float) -> Row:
     right = sum(score.is_correct for score in judged) / max(1, len(judged))
     earned = max(mean, right) if all(map(math.isfinite, rewards)) else math.inf
     if errors:
-        return _row(name, kind, earned, limit, len(scores), Verdict.FAILS, f"the verifier fails: {errors[0]}")
+        return _row(name, kind, earned, limit, len(scores), Verdict.FAILS, f"{_BROKEN}: {errors[0]}")
     is_paid = earned > limit + 1e-9  # a declared floor and a mean that is its equal may differ in the last bit
     note = next((score.note for score in judged if score.reward > 0 or score.is_correct), "") if is_paid else ""
     return _row(name, kind, earned, limit, len(scores), Verdict.FAILS if is_paid else Verdict.OK, note)
@@ -328,3 +351,11 @@ def _is_full(score: Score) -> bool:
 
 def _rule(row: Row) -> str:
     return "must be 1" if row.kind is Kind.GOLD else f"at most {row.limit:.3f}"
+
+
+def _describe_failure(row: Row) -> str:
+    """Why a row fails, in a few words; what the verifier said where that is the reason."""
+    if row.kind is Kind.PROBLEMS:
+        return f"{row.name} ({row.mean_reward:.0%})"
+    note = f": {row.note}" if row.note and (row.kind is Kind.GOLD or row.note.startswith(_BROKEN)) else ""
+    return f'"{row.name}" earns {row.mean_reward:.3f} ({_rule(row)}{note})'

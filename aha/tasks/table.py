@@ -146,7 +146,12 @@ class Table:
                 return verify(problem.answer, answer)
 
     def gold(self, problem: Problem) -> str | None:
-        """The answer; with verify=regex the row's `example`, or the pattern where it matches itself."""
+        """The answer; with verify=regex the row's `example`, or the pattern where it matches itself.
+
+        With verify=code the answer is tests, which are no program: only an `example` is one.
+        """
+        if self.verifier == "code":
+            return problem.data.get("example")
         if self.verifier != "regex":
             return problem.answer
         for text in (problem.data.get("example", ""), problem.answer):
@@ -186,7 +191,11 @@ class Table:
         system = record.optional_text("system")
         digest = hashlib.sha256(f"{system}\0{prompt}\0{answer}".encode()).hexdigest()[:16]
         found: dict[str, Any] = {"choices": choices, "example": record.optional_text("example")}
-        data = {key: value for key, value in found.items() if value and (key == "choices" or self.verifier == "regex")}
+        data = {
+            key: value
+            for key, value in found.items()
+            if value and (key == "choices" or self.verifier in ("regex", "code"))
+        }
         problem = Problem(f"{Path(self.path).stem}-{digest}", prompt, answer, data)
         return Row(record.place, problem, split, system)
 

@@ -40,11 +40,17 @@ class Record:
         if column not in self.values:
             near = difflib.get_close_matches(column, self.values, n=1, cutoff=0.5)
             fix = f"; did you mean {option}={near[0]}?" if near else f"; choose it with {option}=NAME"
-            raise DataError(f"{self.place}: no column {column!r}{fix} Columns: {', '.join(map(str, self.values))}")
+            raise DataError(f"{self.place}: no column {column!r}{fix}{self._columns()}")
         found = self.optional_text(column)
         if not found:
             raise DataError(f"{self.place}: {column!r} is empty; every row needs one")
         return found
+
+    def _columns(self) -> str:
+        names = [str(name) for name in self.values]
+        if len(names) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in names[0]]):
+            return f"; the first line holds {names[0][:60]!r}: separate the cells by commas, not {found[0]!r}"
+        return f"; columns: {', '.join(names)}"
 
     def optional_text(self, column: str) -> str:
         """A column as text, "" when it is missing, null or blank.
@@ -129,7 +135,7 @@ def _read_jsonl(path: str, text: str) -> Iterator[Record]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: not valid JSON ({error}); each line must be one JSON object") from None
+            raise DataError(f"{place}: not valid JSON ({_reason(error)}); each line must be one JSON object") from None
         if not isinstance(values, dict):
             raise DataError(f"{place}: must be a JSON object with a prompt and an answer, got {line.strip()[:60]}")
         yield Record(place, values)
@@ -144,7 +150,20 @@ def _read_csv(path: str, text: str) -> Iterator[Record]:
                 raise DataError(f"{place}: has more cells than the header; quote cells that hold a comma")
             yield Record(place, values)
     except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: not valid CSV ({error})") from None
+        raise DataError(f"{path} line {reader.line_num}: not valid CSV ({_csv_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong and where in the line: JSON counts lines too, and would always say line 1."""
+    return f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _csv_reason(error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        return "a quote is opened and never closed"
+    if "field limit" in str(error):
+        return f"a cell of more than {csv.field_size_limit():,} characters; write the file as JSONL"
+    return str(error)
 
 
 def _read_json(path: str, text: str) -> Iterator[Record]:

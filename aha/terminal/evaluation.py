@@ -169,7 +169,9 @@ class _Pace:
         num_asked = progress.num_samples_done - progress.num_samples_before
         pace = (time.monotonic() - self._started) / max(num_asked, 1)
         left = clock((progress.num_samples - progress.num_samples_done) * pace) if num_asked >= LEAST_FOR_PACE else "?"
-        note = f"pass@1 {progress.pass_at_1:.1%} so far, {left} left"
+        note = f"pass@1 {progress.pass_at_1:.1%}"
+        if progress.num_samples_done < progress.num_samples:
+            note += f" so far, {left} left" if left != "?" else " so far"
         self._advance(progress.num_samples_done - self._num_shown, note=note)
         self._num_shown = progress.num_samples_done
 

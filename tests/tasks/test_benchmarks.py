@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from aha.errors import ConfigError, DataError
-from aha.tasks import get_task
+from aha.tasks import benchmarks, get_task
 from aha.tasks.base import Split, Task
 from aha.types import Completion, FinishReason, Outcome, Problem
 
@@ -37,6 +38,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(benchmarks, "is_hub_there", lambda: False)
     monkeypatch.setenv("AHA_HOME", str(tmp_path / "home"))
 
 
@@ -145,3 +147,20 @@ def test_file_in_another_format_is_refused_with_its_line(tmp_path: Path, content
 def test_path_that_is_not_there_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="gsm8k: no file or folder nowhere.jsonl"):
         get_task("gsm8k:path=nowhere.jsonl")
+
+
+def test_unreachable_hub_is_asked_once_and_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(url: str, *, timeout: float) -> None:
+        asked.append((url, timeout))
+        raise httpx.ConnectError("no such host")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(httpx, "head", refuse)
+    benchmarks.is_hub_there.cache_clear()
+    assert not benchmarks.is_hub_there()
+    assert not benchmarks.is_hub_there()
+    benchmarks.is_hub_there.cache_clear()
+    assert len(asked) == 1
+    assert asked[0][1] <= 5

@@ -317,3 +317,10 @@ def test_demonstrations_that_fail_are_one_line(tmp_path: Path) -> None:
     assert isinstance(task, HasDemonstrations)
     with pytest.raises(AhaError, match=r"task\.py line 14: ValueError: none yet"):
         next(task.demonstrations(seed=0))
+
+
+def test_system_prompt_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text("SYSTEM_PROMPT = 3\ndef problems(split, seed): yield 'a', 'b'\ndef score(p, c): return True\n")
+    with pytest.raises(DataError, match="the system prompt must be a text, got 3"):
+        get_task(str(path))

@@ -297,3 +297,45 @@ def test_masked_cheats_fail_since_a_model_could_hide_behind_them() -> None:
     assert (
         failing(self_check(Fragile(), num_problems=6))["brackets without end"].note == "the verifier fails: parser died"
     )
+
+
+def test_verifier_that_fails_on_the_right_answer_is_tried_once_and_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "slip.py"
+    path.write_text(
+        "def problems(split, seed):\n"
+        "    for number in range(100):\n"
+        "        yield f'{split} {number}', str(number)\n"
+        "def score(problem, completion):\n"
+        "    return completion.anser == problem.answer\n"
+    )
+    found = self_check(get_task(str(path)))
+    assert (found.num_problems, sum(row.num_tried for row in found.rows if row.kind is not Kind.PROBLEMS)) == (1, 1)
+    with pytest.raises(DataError, match=r"must be 1: .*slip.py line 5: AttributeError"):
+        found.refuse_if_failing()
+
+
+def test_problems_in_both_splits_are_not_blamed_on_the_score(tmp_path: Path) -> None:
+    path = tmp_path / "leak.py"
+    path.write_text(
+        "def problems(split, seed):\n"
+        "    for number in range(100):\n"
+        "        yield f'Write {number}', str(number)\n"
+        "def score(problem, completion):\n"
+        "    return completion.answer.strip() == problem.answer\n"
+    )
+    with pytest.raises(DataError, match=r"problems in both splits \(100%\); mend its problems"):
+        self_check(get_task(str(path))).refuse_if_failing()
+
+
+def test_tests_of_a_program_are_no_right_answer_to_it(tmp_path: Path) -> None:
+    tests = [{"call": "add(1, 2)", "returns": 3}, {"call": "add(2, 2)", "returns": 4}]
+    rows = [{"prompt": f"Add {split}.", "answer": tests, "split": split} for split in ("train", "test")]
+    task = get_task(f"{write_jsonl(tmp_path / 'bare.jsonl', rows)}:verify=code")
+    check_gold(task)
+    found = self_check(task)
+    assert found.passes
+    assert [row.verdict for row in found.rows if row.kind is Kind.GOLD] == [Verdict.NOT_CHECKED]
+    for program, passes in (("def add(a, b): return a + b", True), ("def add(a, b): return 3", False)):
+        shown = [{**row, "example": program} for row in rows]
+        task = get_task(f"{write_jsonl(tmp_path / f'{passes}.jsonl', shown)}:verify=code")
+        assert self_check(task).passes == passes

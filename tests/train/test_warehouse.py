@@ -12,6 +12,7 @@ import pytest
 
 from aha.evaluate import load_result
 from aha.tasks import TASKS, get_task
+from aha.tasks.selfcheck import self_check
 from aha.train import train
 from aha.train.job import Job
 from aha.train.rollouts import collect
@@ -45,6 +46,8 @@ def test_task_of_the_guide_is_held_and_scored(job: Job, monkeypatch: pytest.Monk
     (tmp_path / "secret.py").write_text(code, encoding="utf-8")
     runpy.run_path(str(tmp_path / "secret.py"))
     task = get_task("secret")
+    assert self_check(task).passes
+    assert self_check(get_task(str(tmp_path / "secret.py"))).passes
     problems = list(islice(task.problems("train", seed=0), 3))
     groups = collect(
         problems,
