@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,19 @@ def test_first_comment_says_machine_time_dollars_and_score(path: Path) -> None:
 @pytest.mark.parametrize("path", recipe_paths().values(), ids=lambda path: path.stem)
 def test_every_setting_of_a_recipe_is_in_order(path: Path) -> None:
     assert read_source(str(path), overrides=()).configs
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "pipeline.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL))
+def test_recipes_of_the_page_on_stages_are_in_order(text: str, tmp_path: Path) -> None:
+    (tmp_path / "page.toml").write_text(text, encoding="utf-8")
+    assert read_source(str(tmp_path / "page.toml"), overrides=()).configs
+
+
+def test_page_on_stages_trains_only_what_there_is() -> None:
+    commands = re.findall(r"^aha train (\S+)((?: [\w.]+=\S+)*)", PAGE, re.MULTILINE)
+    assert len(commands) >= 6
+    for name, overrides in commands:
+        assert read_source(name, overrides=overrides.split()).configs

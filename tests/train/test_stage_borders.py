@@ -40,7 +40,7 @@ def test_run_killed_before_and_after_every_border_resumes_to_the_same_bits(
     tmp_path: Path,
     base: Path,
     first_token: FirstToken,
-    lora: dict[str, object],  # noqa: F811
+    lora: dict[str, object],
 ) -> None:
     shared = {**SHARED, **lora, "model": str(base), "eval_problems": 4}
     recipe = write_stages(tmp_path / "all.toml", shared, *STAGES)
