@@ -56,7 +56,7 @@ def read_examples(path: Path) -> list[Example]:
     file = path / FILE if path.is_dir() else path
     try:
         # Not splitlines(): it also breaks at U+2028 and the like, which JSON allows inside a string.
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
@@ -83,7 +83,8 @@ def _read_row(line: str, *, place: str) -> Example:
             raise DataError(f"{place}: {key} must be text, got {str(value)[:40]!r}")
     if not texts["prompt"] or not (texts["answer"] or texts["reasoning"]):
         raise DataError(f"{place} needs a prompt and an answer (or messages that end with the assistant's)")
-    turns = tuple(_read_turn(turn, place=place) for turn in row.get("turns") or ())
+    given_turns = row.get("turns") or []
+    turns = tuple(_read_turn(t, place=place) for t in (given_turns if isinstance(given_turns, list) else [given_turns]))
     return Example(**texts, source=str(row.get("source") or ""), turns=turns)
 
 

@@ -76,3 +76,16 @@ def test_card_says_what_was_left_out() -> None:
     assert "| examples | 7 |" in card
     assert "| duplicate | 1 |\n| wrong | 5 |" in card
     assert "`reasoning`" in card
+
+
+def test_turns_that_are_no_list_are_refused_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b", "turns": 5}\n')
+    with pytest.raises(DataError, match="line 1: each of turns needs"):
+        read_examples(path)
+
+
+def test_file_that_begins_with_a_byte_order_mark_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n', encoding="utf-8-sig")
+    assert read_examples(path)[0].prompt == "a"

@@ -35,14 +35,14 @@ def logged(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("base")
 @pytest.mark.parametrize("lora", [{}, {"lora_rank": 4, "lora_alpha": 8.0}], ids=["full", "lora"])
 def test_run_killed_before_and_after_every_border_resumes_to_the_same_bits(
     tmp_path: Path,
-    base: Path,
     first_token: FirstToken,
     lora: dict[str, object],
 ) -> None:
-    shared = {**SHARED, **lora, "model": str(base), "eval_problems": 4}
+    shared = {**SHARED, **lora, "model": str(tmp_path / "base"), "eval_problems": 4}
     recipe = write_stages(tmp_path / "all.toml", shared, *STAGES)
     whole = train(recipe, out=tmp_path / "whole")
     out = tmp_path / "out"
