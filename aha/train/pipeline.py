@@ -26,6 +26,7 @@ from aha.tasks.rewards import with_rewards
 from aha.train.adapter import begin_lora, prepare_stage
 from aha.train.card import write_model_card
 from aha.train.console import Console
+from aha.train.distill import DistillConfig
 from aha.train.dry_run import memory_line
 from aha.train.grpo_config import GRPOConfig
 from aha.train.job import EVAL_SEED, Interrupted, Job
@@ -39,6 +40,7 @@ from aha.train.source import Plan, find_resumable, read_run, read_source
 from aha.train.stage import StageConfig, TrainingConfig, derive_seed
 from aha.train.stages import STAGES
 from aha.train.summary import measure_baselines, summarise
+from aha.train.teacher import check_teacher
 from aha.types import Problem, SamplingParams
 
 RUNS = Path("runs")
@@ -81,7 +83,10 @@ def train(
         plan = read_run(folder, overrides=texts)
     else:
         plan = read_source(str(source), overrides=texts)
-    # Before there is a folder: an unknown model or price leaves nothing behind.
+    # Before there is a folder: an unknown model, teacher or price leaves nothing behind.
+    for config in plan.configs:
+        if isinstance(config, DistillConfig):
+            check_teacher(config)
     model, chat = _open_model(plan.configs[0])
     price = machine_price(plan.configs[0].price, on=datetime.now(UTC).date())
     _check_lengths(plan, chat=chat, window=model.config.max_position_embeddings)

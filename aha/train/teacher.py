@@ -12,6 +12,7 @@ from aha import hub
 from aha.chat import ChatFormat
 from aha.client import BudgetExceededError, Client, EndpointError, parse_endpoint, terms_notice
 from aha.engine import Engine
+from aha.errors import AhaError, ConfigError
 from aha.evaluate import conversation
 from aha.models import load_model
 from aha.tasks.base import Task
@@ -116,6 +117,21 @@ class EndpointTeacher:
             prompt_tokens=metrics["prompt_tokens"],
             completion_tokens=metrics["completion_tokens"],
         )
+
+
+def check_teacher(config: DistillConfig) -> None:
+    """Refuse a teacher that does not exist before the run begins, and not hours later when its stage does.
+
+    Raises:
+        ConfigError: no such model or endpoint.
+    """
+    try:
+        if config.is_endpoint:
+            parse_endpoint(config.teacher, price=config.teacher_price)
+        elif not config.teacher_is_previous:
+            hub.resolve(config.teacher)
+    except AhaError as error:
+        raise ConfigError(f'teacher={config.teacher!r}: {error}; or "previous", what the stage before left') from None
 
 
 @contextmanager
