@@ -55,7 +55,7 @@ def main() -> None:
         code = _refuse(str(error))
     except typer.TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "aha")
-        code = _refuse(f"{error.format_message()} (see {command} --help)")
+        code = _refuse(f"{error.format_message().replace(': Value error, ', ': ')} (see {command} --help)")
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:

@@ -27,7 +27,9 @@ def test_page_shows_the_run_as_it_stands_and_asks_to_be_loaded_again(folder: Pat
         row = {"kind": "step", "step": 7, "reward_mean": 0.5, "time_seconds": 1.0, "cost_usd": 0.0}
         # A line that is still being written may not spoil the page.
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n" + '{"kind": "st')
-        assert "7 steps" in httpx.get(address).text
+        page = httpx.get(address).text
+        assert "7 steps" in page
+        assert "This run is going on; the page renews itself. The last step on record is 7." in page
         (folder / "run.json").write_text(json.dumps({"format": 1, "status": "finished"}))
         assert 'http-equiv="refresh"' not in httpx.get(address).text
     with pytest.raises(httpx.ConnectError):

@@ -37,6 +37,9 @@ from aha.types import Completion, Delta, Message, SamplingParams, Usage
 
 _log = logging.getLogger(__name__)
 
+QUIET_RETRIES = 1
+"""Attempts that are made again without a word; they are over within a second or two."""
+
 
 class Client:
     """Asks one endpoint. A context manager; threads may share it, processes make their own.
@@ -234,6 +237,9 @@ class Client:
                     continue
                 if attempt == self._max_retries or not failure.is_retryable or has_begun:
                     raise self._give_up(failure, num_attempts=attempt + 1) from None
+                if attempt == QUIET_RETRIES:  # from here on a caller waits for seconds and should know why
+                    said = self.endpoint.quote(failure.reason)
+                    self._say("retrying", f"{self.endpoint.base_url} {said}; trying again")
             await self._clock.sleep(backoff_seconds(attempt, seed=f"{self._seed}/{request.key}", asked_seconds=asked))
             attempt += 1
             self.num_retries += 1

@@ -47,7 +47,7 @@ def render(found: RunFolder, *, refresh_seconds: int = 0) -> str:
         found=found,
         name=found.path.resolve().name,
         subtitle=_subtitle(found),
-        status=_status(found),
+        status=_status(found, is_live=refresh_seconds > 0),
         summary=_summary(found, difference),
         verdict=_blind_verdict(found),
         forest=_forest(found),
@@ -104,12 +104,14 @@ def _subtitle(found: RunFolder) -> str:
     return " · ".join(fact for fact in facts if fact)
 
 
-def _status(found: RunFolder) -> str:
+def _status(found: RunFolder, *, is_live: bool) -> str:
     """What to know before believing the rest; "" for a finished run."""
     status = text_of(found.run, "status")
     last = f" The last step on record is {number(found.steps[-1], 'step'):.0f}." if found.steps else ""
     if status == "interrupted":
         return f"This run was interrupted; “aha train … --resume” continues it.{last}"
+    if status == "running" and is_live:
+        return f"This run is going on; the page renews itself.{last}"
     if status == "running":
         return f"This run was not finished when the report was written.{last}"
     return ""
@@ -121,7 +123,8 @@ def _summary(found: RunFolder, difference: Difference | None) -> str:
     if found.before is None or found.after is None:
         alone = found.after or found.before
         score = f"pass@1 is {words.percent(alone.pass_at_1)} on {alone.num_problems} held-out problems" if alone else ""
-        return ". ".join(part[:1].upper() + part[1:] for part in (means, score) if part) + "." if means or score else ""
+        told = f"{score}, {means}" if score and means else score or means
+        return f"{told[:1].upper()}{told[1:]}." if told else ""
     before, after = words.percent(found.before.pass_at_1), words.percent(found.after.pass_at_1)
     moved = "rose" if found.after.pass_at_1 > found.before.pass_at_1 else "went"
     text = f"pass@1 on {found.after.num_problems} held-out problems {moved} from {before} to {after}"

@@ -208,8 +208,8 @@ def _read_bool(text: str) -> bool:
 
 _OWN_OPTIONS: dict[str, tuple[str, Any, str]] = {
     "partial": ("(?i)true|false", _read_bool, "true or false"),
-    "seed": ("[0-9]{1,18}", int, "a whole number"),
-    "size": ("[0-9]{1,18}", int, "a whole number"),
+    "seed": ("[0-9]{1,18}", int, "a whole number, 0 or more"),
+    "size": ("[0-9]{1,18}", int, "a whole number, 0 or more (0 is no limit)"),
 }
 
 

@@ -228,7 +228,7 @@ def read_rewards(specs: Sequence[str]) -> RewardPlan:
 def _build(name: str, options: dict[str, str]) -> Any:
     needed = [field for field, default in _defaults(REWARDS[name]).items() if default and field not in options]
     if needed:
-        raise ConfigError(f"reward {name} needs {', '.join(needed)}; write {name}:{needed[0]}=…")
+        raise ConfigError(f"reward {name} needs {', '.join(needed)}; write {name}:{'=…,'.join(needed)}=…")
     return REWARDS[name](**typed_options(options, REWARDS[name], owner=f"reward {name}"))
 
 

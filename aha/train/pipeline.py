@@ -85,7 +85,7 @@ def train(
         plan = read_run(folder, overrides=texts)
     else:
         plan = read_source(str(source), overrides=texts)
-    # Before there is a folder: an unknown model or price leaves nothing behind.
+    # Before there is a folder: an unknown model, teacher or price leaves nothing behind.
     model, chat = _open_model(plan.configs[0])
     price = machine_price(plan.configs[0].price, on=datetime.now(UTC).date())
     _check_lengths(plan, chat=chat, window=model.config.max_position_embeddings)
@@ -114,7 +114,9 @@ def _check_teachers(plan: Plan, *, chat: ChatFormat) -> None:
             try:
                 check_teacher(config, chat=chat)
             except AhaError as error:
-                raise ConfigError(f"{stage.origin}: teacher: {error}") from None
+                raise ConfigError(
+                    f'{stage.origin}: teacher={config.teacher!r}: {error}; or "previous", what the stage before left'
+                ) from None
 
 
 def _check_lengths(plan: Plan, *, chat: ChatFormat, window: int) -> None:

@@ -434,3 +434,18 @@ def test_through_any_weather_every_answer_arrives_once_and_the_books_are_right(
     resumed = make_client(journal=tmp_path / "j.jsonl")
     assert resumed.spent_nano_usd == sum(paid)
     assert resumed.respond(questions, SAMPLING) == rows
+
+
+def test_a_caller_that_waits_for_retries_is_told_once_why(
+    live: LiveEndpoint, make_client: MakeClient, notices: list[str]
+) -> None:
+    live.default = refuse(503, "the model is loading")
+    client = make_client(max_retries=1)
+    with pytest.raises(EndpointError):
+        client.chat(QUESTION, SAMPLING)
+    assert notices == []
+    client = make_client(max_retries=4)
+    with pytest.raises(EndpointError):
+        client.chat(QUESTION, SAMPLING)
+    assert len(notices) == 1
+    assert "the model is loading; trying again" in notices[0]

@@ -182,7 +182,7 @@ def test_parameters_are_read_by_the_generators_own_types(spec: str, parameters: 
     [
         ("reasoning_gym", "name a generator, such as reasoning_gym:dataset=chain_sum"),
         ("rg:chainsum", "unknown generator 'chainsum'; did you mean 'chain_sum'?"),
-        ("rg:chain_sum,max_term=3", "unknown parameter of chain_sum 'max_term'; did you mean 'max_terms'?"),
+        ("rg:chain_sum,max_term=3", "chain_sum: unknown parameter 'max_term'; did you mean 'max_terms'?"),
         ("rg:chain_sum,max_terms=many", "chain_sum: max_terms must be a whole number, got 'many'"),
         ("rg:chain_sum,min_terms=9,max_terms=2", "chain_sum: max_terms must be >= min_terms"),
         ("rg:chain_sum,partial=yes", "partial must be true or false, got 'yes'"),

@@ -162,7 +162,7 @@ def test_masked_scores_stay_masked() -> None:
         (("accuracy", "length:target=0"), "length: target must be at least 1 token, got 0"),
         (("accuracy", "language:language=xx"), "unknown value 'xx'"),
         (("accuracy", "language:weight=nan"), "weight must be a number"),
-        (("accuracy", "overlong"), "reward overlong needs max_tokens, cache; write overlong:max_tokens=…"),
+        (("accuracy", "overlong"), "reward overlong needs max_tokens, cache; write overlong:max_tokens=…,cache=…"),
         (("accuracy", "overlong:max_tokens=10,cache=20"), "overlong: cache must be 1 to max_tokens=10, got 20"),
         (("accuracy", "repetition:ngram=1"), "repetition: ngram must be 2 to 100 words, got 1"),
         (("accuracy", "language:weight=0.5", "length:weight=0.5"), "sum to 1 (language 0.5, length 0.5) and must stay"),

@@ -283,3 +283,15 @@ def test_mistake_in_the_last_stage_is_found_before_the_first_one_runs(tmp_path: 
     path = write_stages(tmp_path / "both.toml", shared, {"kind": "sft"}, {"kind": "grpo", "task": "coutndown"})
     with pytest.raises(AhaError, match="unknown task 'coutndown'"):
         check(load_recipe(path, kinds=KINDS))
+
+
+def test_unknown_teacher_of_a_later_stage_is_refused_before_the_first(aha: Aha, tmp_path: Path) -> None:
+    recipe = write_stages(
+        tmp_path / "recipe.toml",
+        SETTINGS,
+        {"kind": "grpo", "name": "teacher"},
+        {"kind": "distill", "name": "student", "start": "base", "teacher": "previos"},
+    )
+    out = tmp_path / "run"
+    assert_refused(aha(recipe, "--out", out), "teacher='previos'", "unknown model 'previos'", '"previous"')
+    assert not out.exists()

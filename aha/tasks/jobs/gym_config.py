@@ -56,7 +56,7 @@ def typed_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     hints = _hints(name)
     for key in given:
         if key not in hints:
-            raise ParameterError(unknown_name(f"parameter of {name}", key, hints))
+            raise ParameterError(unknown_name("parameter", key, hints))
     plain = {}
     for key, value in given.items():
         plain[key] = _read_text(value) if isinstance(value, str) and not _is_text(hints[key][0]) else value
