@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -95,16 +96,17 @@ def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto
         raise ConfigError("--adapter keeps PEFT's layout, which is --to hf; a gguf file holds the merged model")
     if to == "hf" and kind != "auto":
         raise ConfigError(f"--type {kind} is for --to gguf; a Hugging Face folder keeps the model's own dtype")
-    is_new = not out.exists()
+    # Under another name until it is proven: a killed export leaves nothing that looks like a model.
+    work = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
     try:
         if to == "gguf":
-            return _export_gguf(name, source, out, kind=kind)
-        return _export_adapter(name, source, out) if keeps_adapter else _export_hf(name, source, out)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        if not is_new:
-            out.mkdir(exist_ok=True)
-        raise
+            said = _export_gguf(name, source, work, kind=kind)
+        else:
+            said = _export_adapter(name, source, work) if keeps_adapter else _export_hf(name, source, work)
+        os.rename(work, out)  # onto an empty folder, or none
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return said.replace(str(work), str(out))
 
 
 def _export_hf(name: str, source: Path, out: Path) -> str:

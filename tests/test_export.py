@@ -186,3 +186,23 @@ def test_folders_in_use_and_unknown_models_are_refused_in_one_line(tmp_path: Pat
         assert message in said
     assert (tmp_path / "used" / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "new").exists()
+
+
+def test_export_that_is_killed_leaves_no_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SIGKILL would: the copy is written, and its proof never comes."""
+    seen: list[bool] = []
+
+    def stop(*_: object, **__: object) -> None:
+        seen.append((tmp_path / "copy").exists())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aha.export.write_card", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export.export("tiny", to="hf", out=tmp_path / "copy")
+    assert seen == [False]
+    monkeypatch.undo()
+    (tmp_path / "copy").mkdir()
+    said = export.export("tiny", to="hf", out=tmp_path / "copy")
+    assert str(tmp_path / "copy") in said
+    assert ".copy." not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]

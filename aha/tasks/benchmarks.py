@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -31,7 +32,7 @@ class Remote(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class Benchmark(ABC):
     """What the data sets share: where their rows come from, how they are split and judged."""
 
     path: str = ""
@@ -61,9 +62,9 @@ class Benchmark:
     def system_prompt(self) -> str:
         return self.instructions
 
+    @abstractmethod
     def remotes(self, split: Split) -> tuple[Remote, ...]:
         """Where the files of a split lie on Hugging Face; none for a split that the data set does not have."""
-        raise NotImplementedError
 
     def problems(self, split: Split, *, seed: int) -> Iterator[Problem]:
         """Each problem of the split once, in an order fixed by `seed`.

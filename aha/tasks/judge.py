@@ -13,15 +13,12 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from aha.cost.prices import TokenPrice, token_price
 from aha.errors import AhaError, ConfigError
 from aha.types import Completion, FinishReason, Message, Problem, SamplingParams
 
@@ -101,7 +98,7 @@ class Judge:
                 f"judge: price={self.price} needs journal=FILE, or a resumed run would forget what it has spent"
             )
         if is_priced:
-            read_price(self.price)
+            _room().read_token_price(self.price)
         self._criteria  # noqa: B018 - a rubric that cannot be read is refused at once
 
     def ask(self, problem: Problem, completion: Completion) -> Mark:
@@ -149,33 +146,20 @@ class Judge:
         return _client_of(self.base_url, self.model, self.price, self.budget_usd, self.journal)
 
 
+def _room() -> Any:
+    """aha.client, by name: a run without a judge should not load an HTTP client."""
+    return import_module("aha.client")
+
+
 # One client for all judges of a process on one endpoint: the pre-flight and the stages share its budget and journal.
 @functools.lru_cache(maxsize=8)
 def _client_of(base_url: str, model: str, price_name: str, budget_usd: float, journal: str) -> Any:
-    # By name: a run without a judge should not load an HTTP client.
-    room = import_module("aha.client")
-    price = read_price(price_name) if budget_usd else None
+    room = _room()
+    price = room.read_token_price(price_name) if budget_usd else None
     endpoint = room.Endpoint.from_env(base_url, model=model, price=price)
     client = room.Client(endpoint, budget_usd=budget_usd or None, journal=Path(journal) if journal else None)
     atexit.register(client.close)
     return client
-
-
-def read_price(text: str) -> TokenPrice:
-    """The price that "0.27/1.10" or an id of the price book stands for.
-
-    Raises:
-        ConfigError: neither.
-    """
-    today = datetime.now(UTC).date()
-    own = re.fullmatch(r"([0-9]{1,5}(?:\.[0-9]{1,6})?)/([0-9]{1,5}(?:\.[0-9]{1,6})?)", text)
-    if own is None:
-        return token_price(text, on=today)
-    into, out = (int(Decimal(dollars) * 1_000_000) for dollars in own.groups())
-    return TokenPrice(
-        name="judge", pico_usd_per_input_token=into, pico_usd_per_cached_token=into, pico_usd_per_output_token=out,
-        is_open_weight=False, effective_from=today, source="set by the user", source_date=today, confidence="user",
-    )  # fmt: skip
 
 
 def read_mark(reply: str, *, nonce: str) -> Mark:
