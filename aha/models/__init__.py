@@ -2,15 +2,7 @@
 
 from aha.models.adapter_files import hash_weights, is_adapter_folder, load_adapter_into, save_adapter
 from aha.models.attention import PackedAttention
-from aha.models.checkpoint import (
-    DType,
-    build_model,
-    choose_device,
-    choose_dtype,
-    has_fast_bfloat16,
-    load_model,
-    save_model,
-)
+from aha.models.checkpoint import build_model, load_model, save_model
 from aha.models.config import ExpertsShape, LatentAttentionShape, Llama3Rope, ModelConfig, YarnRope
 from aha.models.config_files import dump_config, parse_config, read_config
 from aha.models.experts import Routing
@@ -25,6 +17,7 @@ from aha.models.lora import (
     reset_lora,
     without_adapter,
 )
+from aha.models.placement import DType, choose_device, choose_dtype, has_fast_bfloat16
 from aha.models.projection import Attention, Linear
 from aha.models.transformer import Transformer
 

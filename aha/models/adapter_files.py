@@ -22,9 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aha.errors import ModelError
-from aha.models.checkpoint import DType, load_model, weight_files
+from aha.models.checkpoint import load_model
 from aha.models.config_files import dump_config
 from aha.models.lora import BaseWeights, Lora, adapters, attach_parts
+from aha.models.placement import DType
+from aha.models.shards import weight_files
 from aha.models.transformer import Transformer
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"

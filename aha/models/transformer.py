@@ -42,6 +42,8 @@ class Transformer(nn.Module):
         """What adapters lie beside the matrices; None for a plain model."""
         self.activations: Literal["keep", "recompute"] = "keep"
         """Whether training keeps what each layer computes for the backward pass, or its input only."""
+        self.repeats_shared = False
+        """Whether embedding and head stand in the file once more with each module of multi-token prediction."""
         self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.layers = nn.ModuleList(Layer(config, index=i) for i in range(config.num_layers))
         self.final_norm = nn.Parameter(torch.ones(config.hidden_size))

@@ -1,7 +1,7 @@
 """DeepSeek-V3 written down equation by equation, one token and one head at a time, in float64: a second oracle.
 
-Source: DeepSeek-V3 report (arXiv:2412.19437) §2.1.1, §2.1.2 and §2.2; YaRN (arXiv:2309.00071) §3.2 to 3.4. It shares no code
-with `aha` and knows nothing of its classes: tensors come by their Hugging Face names, settings from a config.json.
+Source: DeepSeek-V3 report (arXiv:2412.19437) §2.1.1, §2.1.2 and §2.2; YaRN (arXiv:2309.00071) §3.2 to 3.4. It shares no
+code with `aha` and knows nothing of its classes: tensors come by their Hugging Face names, settings from a config.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class SlowV3:
         mistake: what to compute wrongly; None computes what the report says.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], raw: Mapping[str, Any], *, mistake: Mistake | None = None) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], raw: Mapping[str, Any], *, mistake: Mistake | None = None
+    ) -> None:
         self.tensors = {name: values.double() for name, values in tensors.items()}
         self.raw = raw
         self.mistake = mistake

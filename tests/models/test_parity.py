@@ -29,6 +29,7 @@ from .reference import (
     worst_difference,
 )
 
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_the_reference_at_every_position(case: str, seed: int, tmp_path: Path) -> None:
