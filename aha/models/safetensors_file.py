@@ -21,21 +21,22 @@ from torch import Tensor
 from aha.errors import ModelError
 
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I16": torch.int16,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
     "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
 }
-"""safetensors' name of a dtype -> torch's."""
+"""safetensors' name of a dtype -> torch's, in the order of the library."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
 
 
 class TensorHeader(NamedTuple):
@@ -117,8 +118,8 @@ class SafetensorsWriter:
 
     def __init__(self, path: Path, *, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
         self._shapes = shapes
-        # The library's order: wide dtypes first, so that all are aligned, and names.
-        names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
+        # The library's order: wide dtypes first, so that all are aligned, then names.
+        names = sorted(shapes, key=lambda name: (-_RANKS[shapes[name][0]], name))
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         self._starts, end = {}, 0
         for name in names:
