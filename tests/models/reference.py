@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,21 @@ def randomise(model: Any) -> None:
             parameter.normal_(0.0, 0.3)
         elif "norm" in name:
             parameter.normal_(1.0, 0.3)
+
+
+def apart(name: str, values: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What the reference holds as one tensor of all experts, as files have it: an expert's matrices one by one."""
+    place, _, kind = name.rpartition(".")
+    if not place.endswith(".experts"):
+        yield name, values
+        return
+    for index, matrix in enumerate(values):
+        if kind == "gate_up_proj":
+            gate, up = matrix.chunk(2)
+            yield f"{place}.{index}.gate_proj.weight", gate.contiguous()
+            yield f"{place}.{index}.up_proj.weight", up.contiguous()
+        else:
+            yield f"{place}.{index}.down_proj.weight", matrix.contiguous()
 
 
 def draw_tokens(*shape: int, seed: int = 0) -> Tensor:

@@ -19,6 +19,7 @@ from aha.models import PackedAttention, Transformer, load_model, read_config
 from .reference import (
     CASES,
     TOLERANCE,
+    apart,
     compute_by_loops,
     draw_tokens,
     make_reference,
@@ -54,16 +55,7 @@ def save_with_mtp(main: Any, drafter: Any, *, folder: Path) -> None:
         depth, _, rest = name.partition(".")
         place = f"model.layers.{NUM_LAYERS + int(depth)}."
         rest = rest.removeprefix("mtp_block.").replace("post_norm", "shared_head.norm")
-        if rest == "mlp.experts.gate_up_proj":
-            for index, gate_up in enumerate(values):
-                gate, up = gate_up.chunk(2)
-                tensors[f"{place}mlp.experts.{index}.gate_proj.weight"] = gate.contiguous()
-                tensors[f"{place}mlp.experts.{index}.up_proj.weight"] = up.contiguous()
-        elif rest == "mlp.experts.down_proj":
-            for index, down in enumerate(values):
-                tensors[f"{place}mlp.experts.{index}.down_proj.weight"] = down.contiguous()
-        else:
-            tensors[place + rest] = values.contiguous()
+        tensors |= {file_name: part.contiguous() for file_name, part in apart(place + rest, values)}
     for depth in range(drafter.num_mtp_layers):
         for repeat, name in SHARED.items():
             if name in tensors:
