@@ -1,0 +1,174 @@
+"""Products in FP8: forward and both gradients against formulas written out, and the layouts that the GPU wants."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aha.models import fp8_product
+from aha.models.fp8 import ACTIVATION_BLOCK, WEIGHT_BLOCK, Quantised, quantise, quantise_activations, quantise_weight
+from aha.models.fp8_product import fp8_linear, has_fp8_units, multiply
+
+ODD_SIZES = [(1, 1, 1), (3, 130, 129), (5, 576, 40), (200, 64, 300)]
+"""Tokens, inputs, outputs: none a multiple of 128."""
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def rounded(x: Tensor, block: tuple[int, int], *, scale_fmt: Any = "float") -> Tensor:
+    """x as FP8 has it, in float64, each number times its block's scale."""
+    values, scales = quantise(x, block=block, scale_fmt=scale_fmt)
+    scales = scales.double().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return values.double() * scales[: x.shape[0], : x.shape[1]]
+
+
+@pytest.mark.parametrize(("num_tokens", "num_in", "num_out"), ODD_SIZES)
+def test_forward_and_gradients_are_products_of_what_fp8_has(num_tokens: int, num_in: int, num_out: int) -> None:
+    """Fig. 6: y = X W', dX = dY W, dW = dY' X, both sides of each in tiles along the axis that is contracted."""
+    x = drawn(num_tokens, num_in).requires_grad_()
+    weight = drawn(num_out, num_in, seed=1).requires_grad_()
+    grad = drawn(num_tokens, num_out, seed=2)
+    y = fp8_linear(x, weight, None)
+    y.backward(grad)
+    kept = rounded(x.detach(), (1, 128), scale_fmt="ue8m0")
+    weight8 = rounded(weight.detach(), (128, 128))
+    expected_y = kept @ weight8.T
+    expected_dx = rounded(grad, (1, 128)) @ weight8
+    # By tokens in columns of 128, not transposed: another way to the same tiles.
+    expected_dw = rounded(grad, (128, 1)).T @ rounded(kept.float(), (128, 1), scale_fmt="ue8m0")
+    for ours, expected in ((y, expected_y), (x.grad, expected_dx), (weight.grad, expected_dw)):
+        assert ours is not None
+        scale = expected.abs().max()
+        torch.testing.assert_close(ours.double() / scale, expected / scale, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_product_is_near_the_plain_one_and_has_its_dtype(dtype: torch.dtype) -> None:
+    x = drawn(64, 256, dtype=dtype).requires_grad_()
+    weight = drawn(192, 256, seed=1, dtype=dtype).requires_grad_()
+    bias = drawn(192, seed=2, dtype=dtype).requires_grad_()
+    plain = [t.detach().float().requires_grad_() for t in (x, weight, bias)]
+    ours, theirs = fp8_linear(x, weight, bias), F.linear(*plain)
+    assert ours.dtype == dtype
+    grad = drawn(64, 192, seed=3)
+    ours.backward(grad.to(dtype))
+    theirs.backward(grad)
+    assert float((ours.float() - theirs).detach().norm() / theirs.detach().norm()) < 0.05
+    for tensor, reference in zip((x, weight, bias), plain, strict=True):
+        assert tensor.grad is not None
+        assert reference.grad is not None
+        assert tensor.grad.dtype == dtype
+        assert float((tensor.grad.float() - reference.grad).norm() / reference.grad.norm()) < 0.06
+
+
+def test_one_large_activation_does_not_spoil_other_tokens_or_channels() -> None:
+    """What fine-grained scales are for: with one scale for the tensor, the others would be zeros."""
+    x, weight = drawn(8, 256), drawn(128, 256, seed=1)
+    x[0, 0] = 1e6
+    error = (fp8_linear(x, weight, None) - F.linear(x, weight))[1:]
+    assert float(error.norm() / F.linear(x, weight)[1:].norm()) < 0.05
+
+
+def test_wgrad_keeps_what_the_forward_pass_multiplied() -> None:
+    """Powers of two are cut anew without another rounding: tokens whose sizes differ by 2 ** 8 stay as they were."""
+    x = drawn(128, 128) * torch.logspace(0, 8, 128, base=2.0)[:, None]
+    once = rounded(x, (1, 128), scale_fmt="ue8m0").float()
+    twice = rounded(once, (128, 1), scale_fmt="ue8m0").float()
+    is_normal = once.abs() > once.abs().amax(0, keepdim=True) * 2.0**-14
+    assert torch.equal(once[is_normal], twice[is_normal])
+
+
+def test_nan_in_the_gradient_reaches_both_gradients() -> None:
+    x, weight = drawn(4, 130).requires_grad_(), drawn(6, 130, seed=1).requires_grad_()
+    grad = torch.ones(4, 6)
+    grad[2, 3] = math.nan
+    fp8_linear(x, weight, None).backward(grad)
+    assert x.grad is not None
+    assert weight.grad is not None
+    assert bool(x.grad[2].isnan().all())
+    assert bool(x.grad[:2].isfinite().all())
+    assert bool(weight.grad[3].isnan().all())
+
+
+def test_frozen_weight_gets_no_gradient() -> None:
+    x, weight = drawn(4, 8).requires_grad_(), drawn(6, 8, seed=1)
+    fp8_linear(x, weight, None).sum().backward()
+    assert x.grad is not None
+    assert weight.grad is None
+
+
+def test_sums_over_many_blocks_are_kept_in_float32() -> None:
+    """A bfloat16 sum of 4,096 equal products would stop growing at 256."""
+    x, weight = torch.ones(1, 4096, dtype=torch.bfloat16), torch.ones(1, 4096, dtype=torch.bfloat16)
+    assert float(fp8_linear(x, weight, None)) == 4096
+
+
+def test_a_cpu_has_no_fp8_units() -> None:
+    assert not has_fp8_units(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("num_rows", "num_in", "num_out"), [*ODD_SIZES, (128, 512, 1024), (16, 128, 128)])
+@pytest.mark.parametrize("right_block", [WEIGHT_BLOCK, ACTIVATION_BLOCK])
+def test_hopper_gets_the_layouts_that_torch_checks(
+    num_rows: int, num_in: int, num_out: int, right_block: tuple[int, int]
+) -> None:
+    """On the meta device torch makes the checks of the real kernel and computes nothing."""
+    left = Quantised(*(t.to("meta") for t in quantise_activations(drawn(num_rows, num_in))))
+    right = Quantised(*(t.to("meta") for t in quantise(drawn(num_out, num_in), block=right_block, scale_fmt="float")))
+    for dtype in (torch.bfloat16, torch.float32):
+        product = fp8_product._multiply_on_hopper(left, right, right_block=right_block, dtype=dtype)
+        assert tuple(product.shape) == (num_rows, num_out)
+        assert product.dtype == dtype
+
+
+def _scaled_mm(
+    a: Tensor, b: Tensor, scale_a: Tensor, recipe_a: Any, scale_b: Tensor, recipe_b: Any, **_: Any
+) -> Tensor:
+    """What the recipes mean, number by number: scale_a[m, k / 128], and scale_b[n, k / 128] or [k / 128, n / 128]."""
+    assert recipe_a == F.ScalingType.BlockWise1x128
+    total = torch.zeros(len(a), b.shape[1])
+    for k in range(len(b)):
+        left = a[:, k].float() * scale_a[:, k // 128]
+        is_weight = recipe_b == F.ScalingType.BlockWise128x128
+        by_column = scale_b[k // 128].repeat_interleave(128) if is_weight else scale_b[:, k // 128]
+        total += torch.outer(left, b[k].float() * by_column[: b.shape[1]])
+    return total
+
+
+@pytest.mark.parametrize("right_block", [WEIGHT_BLOCK, ACTIVATION_BLOCK])
+def test_hopper_gets_each_scale_where_its_recipe_reads_it(
+    right_block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(F, "scaled_mm", _scaled_mm)
+    left = quantise_activations(drawn(5, 300) * torch.logspace(-3, 3, 300))
+    right = quantise(drawn(200, 300, seed=1).T.flip(0).T, block=right_block, scale_fmt="float")
+    ours = fp8_product._multiply_on_hopper(left, right, right_block=right_block, dtype=torch.float32)
+    expected = multiply(left, right, right_block=right_block, dtype=torch.float32)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and has_fp8_units(torch.device("cuda"))), reason="needs a Hopper GPU and CUDA 12.9"
+)
+def test_hopper_computes_what_is_emulated() -> None:
+    for (rows, num_in, num_out), block in itertools.product(
+        [(3, 130, 129), (256, 576, 512)], (WEIGHT_BLOCK, ACTIVATION_BLOCK)
+    ):
+        left = quantise_activations(drawn(rows, num_in).cuda())
+        right = quantise(drawn(num_out, num_in, seed=1).cuda(), block=block, scale_fmt="float")
+        ours = multiply(left, right, right_block=block, dtype=torch.float32)
+        emulated = fp8_product._multiply_emulated(left, right, right_block=block, dtype=torch.float32)
+        # Its FP8 units keep about 14 bits of a sum of 128 products (report §3.3.2).
+        assert float((ours - emulated).abs().max() / emulated.abs().max()) < 1e-3
+    weight = quantise_weight(drawn(128, 128).cuda())
+    assert weight.values.is_cuda
