@@ -101,6 +101,8 @@ class Transformer(nn.Module):
         """What adapters lie beside the matrices; None for a plain model."""
         self.activations: Literal["keep", "recompute"] = "keep"
         """Whether training keeps what each layer computes for the backward pass, or its input only."""
+        self.products: Literal["full", "fp8"] = "full"
+        """What training multiplies the layers' matrices in: the parameters' dtype, or FP8 (aha.models.fp8_product)."""
         self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.final_norm = nn.Parameter(torch.ones(config.hidden_size))

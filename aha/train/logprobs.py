@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aha.models import PackedAttention, Transformer
+from aha.models.fp8_product import fp8_linear
 from aha.train.batches import PackedBatch
 
 CHUNK_ELEMENTS = 1 << 24
@@ -32,7 +34,10 @@ def token_logprobs(model: Transformer, batch: PackedBatch, *, temperature: float
         temperature: what the logits are divided by: the one the tokens were sampled with.
     """
     hidden_ND = model.hidden_states(
-        batch.token_ids_N, positions_N=batch.positions_N, attention=PackedAttention(batch.lengths, rows=batch.rows)
+        batch.token_ids_N,
+        positions_N=batch.positions_N,
+        attention=PackedAttention(batch.lengths, rows=batch.rows),
+        linear=fp8_linear if model.products == "fp8" else F.linear,
     )
     hidden_MD = hidden_ND.index_select(0, batch.predictor_rows_M)
     arguments = (hidden_MD, model.output_weight, batch.targets_M, 1.0 / temperature)
