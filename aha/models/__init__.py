@@ -12,6 +12,7 @@ from aha.models.checkpoint import (
     save_model,
 )
 from aha.models.config import Llama3Rope, ModelConfig, dump_config, parse_config, read_config
+from aha.models.fp8_files import Form
 from aha.models.lora import (
     BaseWeights,
     Lora,
@@ -33,6 +34,7 @@ __all__ = [
     "Attention",
     "BaseWeights",
     "DType",
+    "Form",
     "Linear",
     "Llama3Rope",
     "Lora",

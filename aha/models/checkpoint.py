@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aha.errors import ModelError
-from aha.models.config import ModelConfig, dump_config, read_config
+from aha.models.config import ModelConfig, dump_config, read_config, read_fp8_format
+from aha.models.fp8_files import Form, Fp8Weights, fp8_format, fp8_tensors
 from aha.models.lora import FUSED, adapters
 from aha.models.transformer import Transformer
 
@@ -94,60 +95,75 @@ def load_model(
         return load_adapter_folder(folder, dtype=dtype, device=device, resolve=resolve)
     config = read_config(folder)
     files = weight_files(folder)
-    _check_tensors(build_model(config, device="meta"), folder=folder, files=files)
+    fp8 = _check_tensors(build_model(config, device="meta"), folder=folder, files=files)
     model = build_model(config, dtype=dtype, device=device)
     targets = {hf: part for hf, _, part in _tensor_slices(model)}
     with torch.no_grad():
         for path in files:
             with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
-                    if name in targets:
+                    if name in fp8:
+                        fp8.read_into(targets[name], name=name, values=file.get_tensor(name), opened=_open)
+                        _finite(targets[name], name=name, path=path)
+                    elif name in targets:
                         targets[name].copy_(_finite(file.get_tensor(name), name=name, path=path))
     model.weight_version += 1
     return model
 
 
-def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> None:
-    """Compare what the files declare with what the model needs, before anything is allocated."""
+def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> Fp8Weights:
+    """Compare what the files declare with what the model needs, before anything is allocated; what is in FP8."""
     targets = {hf: part for hf, _, part in _tensor_slices(model)}
+    fp8 = Fp8Weights(read_fp8_format(folder))
     seen: set[str] = set()
     for path in files:
         with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
                 if name.endswith(_IGNORED_SUFFIXES) or (name == "lm_head.weight" and model.config.tie_word_embeddings):
                     continue
+                declared = file.get_slice(name)
+                shape, dtype = tuple(declared.get_shape()), declared.get_dtype()
+                is_scale = fp8.note(name, path=path, shape=shape, dtype=dtype) == "scale"
+                if is_scale:
+                    continue
                 if name not in targets:
                     raise ModelError(f"{path}: unexpected tensor {name!r}; is config.json of another model?")
                 if name in seen:
                     raise ModelError(f"{path}: tensor {name!r} is in another file of {folder} too")
-                declared = file.get_slice(name)
-                shape, dtype = tuple(declared.get_shape()), declared.get_dtype()
                 if shape != tuple(targets[name].shape):
                     raise ModelError(
                         f"{path}: tensor {name!r} has shape {shape}, config.json says {tuple(targets[name].shape)}"
                     )
-                if dtype not in _FLOATS:
+                if dtype not in _FLOATS and name not in fp8:
                     raise ModelError(f"{path}: tensor {name!r} has dtype {dtype}; choose from: {', '.join(_FLOATS)}")
                 seen.add(name)
     missing = sorted(targets.keys() - seen)
     if missing:
         raise ModelError(f"{folder}: {len(missing)} of {len(targets)} tensors are missing, the first is {missing[0]!r}")
+    fp8.check()
+    return fp8
 
 
-def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> None:
+def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto", form: Form = "full") -> None:
     """Write config.json and model.safetensors; a file is complete or absent, never half-written.
 
     Adapters are merged into what is written: W + scale * B A, in float32 and then rounded.
 
     Args:
         dtype: of the file; "auto" takes the model's.
+        form: "fp8" stores the layers' matrices in FP8, each rounded from the values as they are, not from `dtype`.
 
     Raises:
         ModelError: the folder cannot be written, or the disk is full.
     """
     target = model.dtype if dtype == "auto" else choose_dtype(dtype, device=model.device)
-    tensors = {name: values.to("cpu", target).contiguous() for name, values in merged_tensors(model)}
     config = dump_config(model.config, dtype=str(target).removeprefix("torch."))
+    if form == "full":
+        tensors = {name: values.to("cpu", target).contiguous() for name, values in merged_tensors(model)}
+    else:
+        tensors = dict(fp8_tensors(merged_tensors(model), form=form, dtype=target))
+        shapes = [(name, part.shape) for name, _, part in _tensor_slices(model)]
+        config["quantization_config"] = fp8_format(shapes, form=form).to_json()
     temporary = folder / f".model.safetensors.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from aha.errors import ModelError, unknown_name
+from aha.models.fp8_files import Fp8Format, parse_fp8
 
 ModelType = Literal["llama", "qwen2", "qwen3"]
 
@@ -86,7 +87,6 @@ _MAX_POSITIONS_DEFAULT = {"llama": 2048, "qwen2": 32_768, "qwen3": 32_768}
 _KV_HEADS_DEFAULT: dict[str, int | None] = {"llama": None, "qwen2": 32, "qwen3": 32}
 _REFUSED = {
     "auto_map": "needs code from the model's repository, which is never executed",
-    "quantization_config": "says that the weights are quantised; use the unquantised folder",
 }
 
 
@@ -96,6 +96,24 @@ def read_config(folder: Path | str) -> ModelConfig:
     Raises:
         ModelError: no such file, an unknown architecture, or a setting that this version would compute wrongly.
     """
+    raw = _read_json(folder)
+    return parse_config(raw, source=str(Path(folder) / "config.json"))
+
+
+def read_fp8_format(folder: Path | str) -> Fp8Format | None:
+    """How the weights of a Hugging Face folder are stored in FP8; None where they are plain.
+
+    Raises:
+        ModelError: as `read_config`.
+    """
+    raw = _read_json(folder)
+    try:
+        return parse_fp8(raw)
+    except ModelError as error:
+        raise ModelError(f"{Path(folder) / 'config.json'}: {error}") from None
+
+
+def _read_json(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -105,7 +123,7 @@ def read_config(folder: Path | str) -> ModelConfig:
         raise ModelError(f"{path} cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path} must hold a JSON object")
-    return parse_config(raw, source=str(path))
+    return raw
 
 
 def parse_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
@@ -117,6 +135,7 @@ def parse_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
         for key, reason in _REFUSED.items():
             if raw.get(key):
                 raise ModelError(f"{key} {reason}")
+        parse_fp8(raw)
         if raw.get("hidden_act", "silu") not in ("silu", "swish"):
             raise ModelError(f"hidden_act {raw['hidden_act']!r} is not supported; only 'silu' is")
         _refuse_sliding_window(raw)

@@ -213,8 +213,14 @@ class Transformer(nn.Module):
         )
         return F.linear(hidden_ND, self.output_weight).view(batch, length, -1)
 
-    def save(self, folder: Path | str, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+    def save(
+        self,
+        folder: Path | str,
+        *,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        form: Literal["full", "fp8", "fp8_ue8m0"] = "full",
+    ) -> None:
         """Write config.json and model.safetensors in the Hugging Face layout, each file atomically; adapters merged."""
         from aha.models.checkpoint import save_model  # here: checkpoint imports this module
 
-        save_model(self, folder=Path(folder), dtype=dtype)
+        save_model(self, folder=Path(folder), dtype=dtype, form=form)
