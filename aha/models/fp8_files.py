@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor
 
 from aha.errors import ModelError, unknown_name
@@ -27,7 +26,7 @@ SCALE_FORMATS: dict[str, ScaleFormat] = {"fp8": "float", "fp8_ue8m0": "ue8m0"}
 STORED_FP8 = "F8_E4M3"
 """safetensors' name of float8_e4m3fn."""
 
-_SCALE_SUFFIX = "_scale_inv"
+SCALE_SUFFIX = "_scale_inv"
 _SCALE_DTYPES = ("F32", "BF16", "F8_E8M0")
 _CONVERTED = re.compile(r"\.layers\.\d+\.(self_attn|mlp)\.(.+\.)?\w+_proj(_with_mqa)?\.weight$")
 _IGNORED_KEYS = {"dequantize", "weight_per_tensor", "act_per_tensor"}
@@ -143,7 +142,7 @@ class Fp8Weights:
         if self.format is None:
             return "plain"
         declared = _Declared(path, shape, dtype)
-        if name.endswith(_SCALE_SUFFIX):
+        if name.endswith(SCALE_SUFFIX):
             if name in self._scales:
                 raise ModelError(f"{path}: tensor {name!r} is in another file of {path.parent} too")
             if dtype not in _SCALE_DTYPES:
@@ -168,15 +167,15 @@ class Fp8Weights:
         if self.format is None:
             return
         for name, weight in self._weights.items():
-            scale = self._scales.get(name + _SCALE_SUFFIX)
+            scale = self._scales.get(name + SCALE_SUFFIX)
             if scale is None:
-                raise ModelError(f"{weight.path}: {name!r} is in FP8, but {name + _SCALE_SUFFIX!r} is missing")
+                raise ModelError(f"{weight.path}: {name!r} is in FP8, but {name + SCALE_SUFFIX!r} is missing")
             expected = scale_shape(weight.shape, block=self.format.block)
             if scale.shape != expected:
                 blocks = f"{weight.shape} in blocks of {list(self.format.block)} has {expected}"
-                raise ModelError(f"{scale.path}: tensor {name + _SCALE_SUFFIX!r} has shape {scale.shape}; {blocks}")
+                raise ModelError(f"{scale.path}: tensor {name + SCALE_SUFFIX!r} has shape {scale.shape}; {blocks}")
         for name, scale in self._scales.items():
-            if name.removesuffix(_SCALE_SUFFIX) not in self._weights:
+            if name.removesuffix(SCALE_SUFFIX) not in self._weights:
                 raise ModelError(f"{scale.path}: unexpected tensor {name!r}: no tensor in FP8 has these scales")
 
     def __contains__(self, name: str) -> bool:
@@ -190,7 +189,7 @@ class Fp8Weights:
             opened: how to open the file with the scales, which may be another one.
         """
         assert self.format is not None, "a plain folder holds none"
-        scale = name + _SCALE_SUFFIX
+        scale = name + SCALE_SUFFIX
         with opened(self._scales[scale].path) as file:
             scale_inv = file.get_tensor(scale)
         dequantise_weight(values, scale_inv.to(target.device), out=target, block=self.format.block)
@@ -207,26 +206,21 @@ def is_converted(name: str, shape: Sequence[int]) -> bool:
     return len(shape) == 2 and _CONVERTED.search("." + name) is not None
 
 
-def fp8_tensors(
-    tensors: Iterable[tuple[str, Tensor]], *, form: Form, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """(name, values) of a model's tensors as a file has them: matrices of layers in FP8 with their scales, on the CPU.
-
-    Args:
-        dtype: of the tensors that are not in FP8.
+def fp8_tensors(tensors: Iterable[tuple[str, Tensor]], *, form: Form) -> Iterator[tuple[str, Tensor]]:
+    """(name, values) of a model's tensors with its layers' matrices in FP8, each followed by its scales.
 
     Raises:
         ModelError: a matrix that holds NaN or infinity, by its name.
     """
     for name, values in tensors:
         if not is_converted(name, values.shape):
-            yield name, values.to("cpu", dtype).contiguous()
+            yield name, values
             continue
         quantised = quantise_weight(values, scale_fmt=SCALE_FORMATS[form])
         if not bool(quantised.scale_inv.isfinite().all()):
             raise ModelError(f"tensor {name!r} holds NaN or infinity and cannot be written in FP8")
-        yield name, quantised.values.cpu()
-        yield name + _SCALE_SUFFIX, quantised.scale_inv.cpu()
+        yield name, quantised.values
+        yield name + SCALE_SUFFIX, quantised.scale_inv
 
 
 def fp8_format(names_and_shapes: Iterable[tuple[str, Sequence[int]]], *, form: Form) -> Fp8Format:

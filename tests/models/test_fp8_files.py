@@ -16,6 +16,8 @@ from torch import Tensor
 
 from aha.errors import ModelError
 from aha.models import ModelConfig, Transformer, build_model, load_model, save_model
+from aha.models.checkpoint import stored_tensors
+from aha.models.config import ExpertsShape, LatentAttentionShape
 from aha.models.fp8 import ScaleFormat, quantise_weight
 from aha.models.fp8_files import SCALE_FORMATS, Form, is_converted
 
@@ -33,6 +35,49 @@ CONFIG = ModelConfig(
     eos_token_ids=(3,),
 )
 """No side of a matrix is a multiple of 128: 192 rows of queries, 64 of keys, 136 and 300 columns."""
+V3 = ModelConfig(
+    model_type="deepseek_v3",
+    vocab_size=31,
+    hidden_size=130,
+    intermediate_size=150,
+    num_layers=2,
+    num_heads=3,
+    num_kv_heads=3,
+    head_dim=24,
+    max_position_embeddings=64,
+    rope_interleaved=True,
+    mla=LatentAttentionShape(q_lora_rank=40, kv_lora_rank=140, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=48),
+    experts=ExpertsShape(
+        num_experts=4,
+        num_experts_per_token=2,
+        intermediate_size=30,
+        num_shared_experts=1,
+        has_selection_bias=True,
+        scoring="sigmoid",
+        first_layer=1,
+        scaling_factor=2.5,
+    ),
+    num_mtp_layers=1,
+    eos_token_ids=(1,),
+)
+"""Every kind of tensor that DeepSeek-V3 has; kv_a_proj_with_mqa has 148 rows, as V3's 576 no multiple of 128."""
+MOE = ModelConfig(
+    model_type="qwen3_moe",
+    vocab_size=31,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+    has_qk_norm=True,
+    experts=ExpertsShape(
+        num_experts=4, num_experts_per_token=2, intermediate_size=24, scoring="softmax", has_selection_bias=False
+    ),
+    eos_token_ids=(1,),
+)
+FAMILIES = {"qwen2": CONFIG, "deepseek_v3": V3, "qwen3_moe": MOE}
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 FORMS: tuple[Form, ...] = ("fp8", "fp8_ue8m0")
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -81,10 +126,13 @@ def slowly_dequantised(values: Tensor, scale_inv: Tensor) -> Tensor:
     return values.float() * scale_inv.float()[rows][:, columns]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", FORMS)
-def test_saved_fp8_model_reloads_to_exactly_what_its_file_stands_for(tmp_path: Path, form: Form, dtype: Any) -> None:
-    save_model(make_model(), folder=tmp_path / "fp8", form=form)
+def test_saved_fp8_model_reloads_to_exactly_what_its_file_stands_for(
+    tmp_path: Path, form: Form, dtype: Any, family: str
+) -> None:
+    save_model(make_model(FAMILIES[family]), folder=tmp_path / "fp8", form=form)
     tensors = load_file(tmp_path / "fp8" / "model.safetensors")
     plain = {
         name: slowly_dequantised(values, tensors[name + "_scale_inv"]) if name + "_scale_inv" in tensors else values
@@ -146,6 +194,35 @@ def test_folder_has_deepseeks_layout(tmp_path: Path, form: Form) -> None:
     }
 
 
+def test_deepseek_v3_keeps_embedding_head_norms_gate_bias_and_mtp_projection(tmp_path: Path) -> None:
+    model = make_model(V3, dtype="bfloat16")
+    bias = dict(stored_tensors(model))["model.layers.1.mlp.gate.e_score_correction_bias"]
+    bias.copy_(torch.tensor([0.1234567, -1e-3, 1e-3, 0.0]))
+    save_model(model, folder=tmp_path / "fp8", form="fp8")
+    tensors = load_file(tmp_path / "fp8" / "model.safetensors")
+    kept = {name for name, values in tensors.items() if values.ndim == 2 and values.dtype != torch.float8_e4m3fn}
+    assert {name for name in kept if not name.endswith("_scale_inv")} == {
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+        "model.layers.1.mlp.gate.weight",
+        "model.layers.2.mlp.gate.weight",
+        "model.layers.2.eh_proj.weight",
+    }
+    assert tuple(tensors["model.layers.0.self_attn.kv_a_proj_with_mqa.weight_scale_inv"].shape) == (2, 2)
+    assert tensors["model.layers.2.mlp.experts.3.up_proj.weight"].dtype == torch.float8_e4m3fn
+    raw = json.loads((tmp_path / "fp8" / "config.json").read_text(encoding="utf-8"))
+    assert raw["quantization_config"]["modules_to_not_convert"] == [
+        "lm_head",
+        "model.embed_tokens",
+        "model.layers.1.mlp.gate",
+        "model.layers.2.eh_proj",
+        "model.layers.2.mlp.gate",
+    ]
+    again = dict(stored_tensors(load_model(tmp_path / "fp8", dtype="bfloat16", device="cpu")))
+    assert torch.equal(again["model.layers.1.mlp.gate.e_score_correction_bias"], bias)
+    assert bias.dtype == torch.float32
+
+
 def test_scales_may_lie_in_another_file_than_their_weight(folder: Path) -> None:
     """Where a checkpoint is cut into files, the cut may fall between the two."""
     whole = state(load_model(folder, dtype="float32", device="cpu"))
@@ -181,19 +258,15 @@ def test_blocks_of_another_size_are_read(folder: Path) -> None:
     def by_64(tensors: dict[str, Tensor]) -> None:
         tensors[UP], tensors[UP + "_scale_inv"] = quantise_weight(torch.ones(300, 136), block=(64, 32))
 
-    names = [n for n in load_file(folder / "model.safetensors") if n.endswith("_scale_inv") and not n.startswith(UP)]
+    def others_plain(tensors: dict[str, Tensor]) -> None:
+        for scale in [n for n in tensors if n.endswith("_scale_inv") and not n.startswith(UP)]:
+            del tensors[scale]
+            tensors[scale.removesuffix("_scale_inv")] = tensors[scale.removesuffix("_scale_inv")].float()
+
+    change_tensors(folder, others_plain)
     change_tensors(folder, by_64)
-    change_tensors(
-        folder,
-        lambda tensors: [
-            tensors.update({n.removesuffix("_scale_inv"): tensors[n.removesuffix("_scale_inv")].float()})
-            or tensors.pop(n)
-            for n in names
-        ],
-    )
     change_config(folder, weight_block_size=[64, 32])
-    model = load_model(folder, dtype="float32", device="cpu")
-    up = model.layers[1].gate_up_proj.weight[300:]  # type: ignore[union-attr, index]
+    up = dict(stored_tensors(load_model(folder, dtype="float32", device="cpu")))[UP]
     torch.testing.assert_close(up, torch.ones(300, 136))
 
 
@@ -264,8 +337,7 @@ def test_fp8_tensors_without_a_word_in_the_config_are_refused(folder: Path) -> N
 
 def test_weight_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     model = make_model()
-    with torch.no_grad():
-        model.layers[1].down_proj.weight[3, 5] = math.inf  # type: ignore[union-attr, operator, index]
+    dict(stored_tensors(model))["model.layers.1.mlp.down_proj.weight"].data[3, 5] = math.inf
     with pytest.raises(ModelError, match=r"model.layers.1.mlp.down_proj.weight"):
         save_model(model, folder=tmp_path / "fp8", form="fp8")
     assert not (tmp_path / "fp8").exists()
