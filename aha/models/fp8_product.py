@@ -6,33 +6,67 @@ tiles of 1 x 128 for what flows through the layer, blocks of 128 x 128 for its w
 after every 128 of the contracted axis. §3.5.2: what the forward pass keeps for the weight's gradient is its FP8 copy,
 which the backward pass cuts anew into tiles of 128 tokens.
 
-Where we go another way: the report keeps the attention's output (the input of o_proj) in a format of its own, E5M6, and
-gives only those activations scales that are powers of two; here every kept activation is E4M3 with such scales.
+Where we go another way: every scale is a power of two, as DeepSeek-V3.1 was trained, and not those alone of the
+activations that are cut anew (§3.3.3), so that a product of FP8 numbers is one of bfloat16 numbers too, to the bit; and
+the attention's output (the input of o_proj) is kept in E4M3, not in a format of its own, E5M6.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aha.models.experts import grouped_linear
 from aha.models.fp8 import (
     ACTIVATION_BLOCK,
     BLOCK_SIZE,
     FP8,
     WEIGHT_BLOCK,
     Quantised,
+    ScaleFormat,
     dequantise,
+    quantise,
     quantise_activations,
     quantise_weight,
 )
+from aha.models.mtp import MultiTokenPrediction
+from aha.models.projection import Linear
+from aha.models.transformer import Transformer
 
+SCALES: ScaleFormat = "ue8m0"
+"""Of everything that is multiplied."""
 _ROW_MULTIPLE = 16
 """What cuBLAS wants the rows of the left side to be a multiple of."""
 _LEAST_CUDA = (12, 9)
 """The first whose cuBLAS multiplies blocks of 128."""
+
+
+def training_products(model: Transformer) -> Linear:
+    """What a training pass over a model multiplies by: `hidden_states(…, linear=training_products(model))`."""
+    return F.linear if model.products == "full" else Fp8Products(model)
+
+
+class Fp8Products:
+    """Products of a model's layers in FP8, those of its experts too.
+
+    As in checkpoints, the matrix that joins the two inputs of a multi-token-prediction module is left alone.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        modules = cast(Iterable[MultiTokenPrediction], model.mtp)
+        self._exact = {id(module.eh_proj.weight) for module in modules}
+
+    def __call__(self, x_ND: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        multiply = F.linear if id(weight) in self._exact else fp8_linear
+        return multiply(x_ND, weight, bias)
+
+    def grouped(self, x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+        """Rows sorted by expert, each times its expert's matrix: see `aha.models.experts.grouped_linear`."""
+        return cast(Tensor, _Fp8Grouped.apply(x_MD, weight_EFD, counts_E))  # type: ignore[no-untyped-call]
 
 
 def fp8_linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
@@ -54,10 +88,11 @@ class _Fp8Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_TK: Tensor, weight_NK: Tensor) -> Tensor:
-        x8 = keep_activations(x_TK)
+        x8 = quantise_activations(x_TK, scale_fmt=SCALES)
         ctx.save_for_backward(*x8, weight_NK)
         ctx.x_dtype = x_TK.dtype
-        return multiply(x8, quantise_weight(weight_NK), right_block=WEIGHT_BLOCK, dtype=x_TK.dtype)
+        weight8 = quantise_weight(weight_NK, scale_fmt=SCALES)
+        return multiply(x8, weight8, right_block=WEIGHT_BLOCK, dtype=x_TK.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -66,28 +101,75 @@ class _Fp8Linear(torch.autograd.Function):
         grad_x_TK = grad_weight_NK = None
         if ctx.needs_input_grad[0]:
             # The same FP8 numbers as in the forward pass: a transposed block of 128 x 128 is one.
-            weight8 = quantise_weight(weight_NK)
+            weight8 = quantise_weight(weight_NK, scale_fmt=SCALES)
             transposed = Quantised(weight8.values.T, weight8.scale_inv.T)
-            grad8 = quantise_activations(grad_TN)
+            grad8 = quantise_activations(grad_TN, scale_fmt=SCALES)
             grad_x_TK = multiply(grad8, transposed, right_block=WEIGHT_BLOCK, dtype=ctx.x_dtype)
         if ctx.needs_input_grad[1]:
             x_KT = dequantise(Quantised(values, scale_inv), block=ACTIVATION_BLOCK).T
-            grad_weight_NK = multiply(
-                quantise_activations(grad_TN.T),
-                keep_activations(x_KT),
-                right_block=ACTIVATION_BLOCK,
-                dtype=weight_NK.dtype,
-            )
+            sides = (quantise_activations(side, scale_fmt=SCALES) for side in (grad_TN.T, x_KT))
+            grad_weight_NK = multiply(*sides, right_block=ACTIVATION_BLOCK, dtype=weight_NK.dtype)
         return grad_x_TK, grad_weight_NK
 
 
-def keep_activations(x_TK: Tensor) -> Quantised:
-    """Activations in FP8 as the forward pass multiplies and keeps them.
+class _Fp8Grouped(torch.autograd.Function):
+    """The same for the matrices of all experts at once, each over the rows that are its own.
 
-    Scales are powers of two, so that cutting them anew along tokens rounds nothing that is not far below the largest
-    of its tile (DeepSeek-V3 report §3.3.3).
+    The numbers are FP8's, and are multiplied in the model's dtype, bfloat16 or float32, which holds them exactly:
+    torch's grouped product of FP8 has one scale for a whole row.
     """
-    return quantise_activations(x_TK, scale_fmt="ue8m0")
+
+    @staticmethod
+    def forward(ctx: Any, x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+        x8 = quantise_activations(x_MD, scale_fmt=SCALES)
+        ctx.save_for_backward(*x8, weight_EFD, counts_E)
+        ctx.x_dtype = x_MD.dtype
+        x_MD = dequantise(x8, block=ACTIVATION_BLOCK).to(x_MD.dtype)
+        return grouped_linear(x_MD, _rounded(weight_EFD, block=WEIGHT_BLOCK), counts_E)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, scale_inv, weight_EFD, counts_E = ctx.saved_tensors
+        grad_MF = grad_outputs[0]
+        grad_x_MD = grad_weight_EFD = None
+        if ctx.needs_input_grad[0]:
+            weight8_EDF = _rounded(weight_EFD, block=WEIGHT_BLOCK).transpose(1, 2).contiguous()
+            grad_x_MD = grouped_linear(_rounded(grad_MF, block=ACTIVATION_BLOCK), weight8_EDF, counts_E)
+        if ctx.needs_input_grad[1]:
+            x_MD = dequantise(Quantised(values, scale_inv), block=ACTIVATION_BLOCK).to(ctx.x_dtype)
+            cells_M = _token_cells(counts_E)
+            x_MD, grad_MF = _rounded_by_tokens(x_MD, cells_M), _rounded_by_tokens(grad_MF, cells_M)
+            grad_weight_EFD = _grouped_weight_gradient(x_MD, grad_MF, weight_EFD, counts_E)
+        return grad_x_MD, grad_weight_EFD, None
+
+
+def _rounded(x: Tensor, *, block: tuple[int, int]) -> Tensor:
+    """What FP8 makes of a tensor, in the tensor's own dtype."""
+    return dequantise(quantise(x, block=block, scale_fmt=SCALES), block=block).to(x.dtype)
+
+
+def _token_cells(counts_E: Tensor) -> Tensor:
+    """Where each of M rows sorted by expert lies when every expert's rows are filled up to whole tiles of 128."""
+    experts = torch.arange(len(counts_E), device=counts_E.device)
+    expert_M = experts.repeat_interleave(counts_E)
+    rows_E = (counts_E + BLOCK_SIZE - 1) // BLOCK_SIZE * BLOCK_SIZE
+    added_E = (rows_E - counts_E).cumsum(0) - (rows_E - counts_E)
+    return torch.arange(len(expert_M), device=counts_E.device) + added_E[expert_M]
+
+
+def _rounded_by_tokens(x_MD: Tensor, cells_M: Tensor) -> Tensor:
+    """What FP8 makes of rows when 128 of one expert share a scale in each column."""
+    num_cells = int(cells_M[-1]) + 1 if len(cells_M) else 0
+    filled = x_MD.new_zeros(num_cells, x_MD.shape[1]).index_copy_(0, cells_M, x_MD)
+    return _rounded(filled, block=(BLOCK_SIZE, 1)).index_select(0, cells_M)
+
+
+def _grouped_weight_gradient(x_MD: Tensor, grad_MF: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+    """The gradient of every expert's matrix, as autograd derives it from the grouped product."""
+    weight_EFD = weight_EFD.detach().requires_grad_()
+    with torch.enable_grad():
+        product_MF = grouped_linear(x_MD, weight_EFD, counts_E)
+    return torch.autograd.grad(product_MF, weight_EFD, grad_MF)[0]
 
 
 def multiply(left: Quantised, right: Quantised, *, right_block: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aha.models import PackedAttention, Transformer
-from aha.models.fp8_product import fp8_linear
+from aha.models.fp8_product import training_products
 from aha.train.batches import PackedBatch
 
 CHUNK_ELEMENTS = 1 << 24
@@ -37,7 +36,7 @@ def token_logprobs(model: Transformer, batch: PackedBatch, *, temperature: float
         batch.token_ids_N,
         positions_N=batch.positions_N,
         attention=PackedAttention(batch.lengths, rows=batch.rows),
-        linear=fp8_linear if model.products == "fp8" else F.linear,
+        linear=training_products(model),
     )
     hidden_MD = hidden_ND.index_select(0, batch.predictor_rows_M)
     arguments = (hidden_MD, model.output_weight, batch.targets_M, 1.0 / temperature)

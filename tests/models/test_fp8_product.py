@@ -2,21 +2,61 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aha.models import fp8_product
+from aha.models import ExpertsShape, LatentAttentionShape, ModelConfig, PackedAttention, Transformer, fp8_product
+from aha.models.experts import MixtureOfExperts
 from aha.models.fp8 import ACTIVATION_BLOCK, WEIGHT_BLOCK, Quantised, quantise, quantise_activations, quantise_weight
-from aha.models.fp8_product import fp8_linear, has_fp8_units, multiply
+from aha.models.fp8_product import Fp8Products, fp8_linear, has_fp8_units, multiply, training_products
+from aha.models.layer import Layer
+from aha.models.mtp import MultiTokenPrediction
 
 ODD_SIZES = [(1, 1, 1), (3, 130, 129), (5, 576, 40), (200, 64, 300)]
 """Tokens, inputs, outputs: none a multiple of 128."""
+
+
+DENSE = ModelConfig(
+    model_type="llama",
+    vocab_size=11,
+    hidden_size=8,
+    intermediate_size=8,
+    num_layers=1,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=8,
+    max_position_embeddings=32,
+)
+WITH_MTP = dataclasses.replace(
+    DENSE,
+    model_type="deepseek_v3",
+    hidden_size=48,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=24,
+    initializer_range=0.1,
+    rope_interleaved=True,
+    mla=LatentAttentionShape(q_lora_rank=None, kv_lora_rank=24, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16),
+    experts=ExpertsShape(
+        num_experts=4,
+        num_experts_per_token=2,
+        intermediate_size=24,
+        num_shared_experts=1,
+        scoring="sigmoid",
+        has_selection_bias=True,
+        first_layer=1,
+    ),
+    num_mtp_layers=1,
+)
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -24,9 +64,9 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-def rounded(x: Tensor, block: tuple[int, int], *, scale_fmt: Any = "float") -> Tensor:
+def rounded(x: Tensor, block: tuple[int, int]) -> Tensor:
     """x as FP8 has it, in float64, each number times its block's scale."""
-    values, scales = quantise(x, block=block, scale_fmt=scale_fmt)
+    values, scales = quantise(x, block=block, scale_fmt="ue8m0")
     scales = scales.double().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
     return values.double() * scales[: x.shape[0], : x.shape[1]]
 
@@ -39,12 +79,12 @@ def test_forward_and_gradients_are_products_of_what_fp8_has(num_tokens: int, num
     grad = drawn(num_tokens, num_out, seed=2)
     y = fp8_linear(x, weight, None)
     y.backward(grad)
-    kept = rounded(x.detach(), (1, 128), scale_fmt="ue8m0")
+    kept = rounded(x.detach(), (1, 128))
     weight8 = rounded(weight.detach(), (128, 128))
     expected_y = kept @ weight8.T
     expected_dx = rounded(grad, (1, 128)) @ weight8
     # By tokens in columns of 128, not transposed: another way to the same tiles.
-    expected_dw = rounded(grad, (128, 1)).T @ rounded(kept.float(), (128, 1), scale_fmt="ue8m0")
+    expected_dw = rounded(grad, (128, 1)).T @ rounded(kept.float(), (128, 1))
     for ours, expected in ((y, expected_y), (x.grad, expected_dx), (weight.grad, expected_dw)):
         assert ours is not None
         scale = expected.abs().max()
@@ -81,8 +121,8 @@ def test_one_large_activation_does_not_spoil_other_tokens_or_channels() -> None:
 def test_wgrad_keeps_what_the_forward_pass_multiplied() -> None:
     """Powers of two are cut anew without another rounding: tokens whose sizes differ by 2 ** 8 stay as they were."""
     x = drawn(128, 128) * torch.logspace(0, 8, 128, base=2.0)[:, None]
-    once = rounded(x, (1, 128), scale_fmt="ue8m0").float()
-    twice = rounded(once, (128, 1), scale_fmt="ue8m0").float()
+    once = rounded(x, (1, 128)).float()
+    twice = rounded(once, (128, 1)).float()
     is_normal = once.abs() > once.abs().amax(0, keepdim=True) * 2.0**-14
     assert torch.equal(once[is_normal], twice[is_normal])
 
@@ -104,6 +144,66 @@ def test_frozen_weight_gets_no_gradient() -> None:
     fp8_linear(x, weight, None).sum().backward()
     assert x.grad is not None
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 200, 129), (40, 41, 39, 40), (0, 0, 0, 5), (1, 1, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_are_multiplied_as_each_one_alone_would_be(counts: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Tiles of 128 tokens begin anew with each expert, and no block of a weight reaches into the next one's."""
+    num_in, num_out = 136, 144  # multiples of 8, so that torch's grouped product is tried too
+    x = drawn(sum(counts), num_in, dtype=dtype).requires_grad_()
+    weight = drawn(len(counts), num_out, num_in, seed=1, dtype=dtype).requires_grad_()
+    grad = drawn(sum(counts), num_out, seed=2, dtype=dtype) * torch.logspace(-3, 0, sum(counts))[:, None].to(dtype)
+    grouped = Fp8Products(Transformer(DENSE)).grouped(x, weight, torch.tensor(counts))
+    grouped.backward(grad)
+    assert x.grad is not None
+    assert weight.grad is not None
+    alone_x, alone_weight = x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
+    parts = [
+        fp8_linear(rows, w, None) for rows, w in zip(alone_x.split(counts), alone_weight, strict=True) if len(rows)
+    ]
+    alone = torch.cat(parts)
+    alone.backward(grad)
+    bound = 1e-5 if dtype == torch.float32 else 2.0**-8
+    for ours, theirs in ((grouped, alone), (x.grad, alone_x.grad), (weight.grad, alone_weight.grad)):
+        assert theirs is not None
+        assert ours.dtype == dtype
+        assert float((ours - theirs).detach().abs().max() / theirs.detach().abs().max()) < bound
+
+
+def test_projection_of_a_multi_token_prediction_module_is_left_alone() -> None:
+    model = Transformer(WITH_MTP)
+    model.initialise(seed=0)
+    products = Fp8Products(model)
+    weight = cast(MultiTokenPrediction, model.mtp[0]).eh_proj.weight
+    x = drawn(3, weight.shape[1])
+    assert torch.equal(products(x, weight, None), F.linear(x, weight))
+    assert not torch.equal(products(x, weight.detach().clone(), None), F.linear(x, weight))
+
+
+def test_model_of_experts_and_latent_attention_trains_in_fp8() -> None:
+    model = Transformer(WITH_MTP)
+    model.initialise(seed=0)
+    hidden: list[Tensor] = []
+    for products in ("full", "fp8"):
+        model.products = products
+        ids_N = torch.arange(20) % 11
+        hidden.append(
+            model.hidden_states(
+                ids_N,
+                positions_N=torch.arange(20),
+                attention=PackedAttention([20]),
+                linear=training_products(model),
+            )
+        )
+    hidden[1].square().sum().backward()
+    difference = float((hidden[1] - hidden[0]).detach().norm() / hidden[0].detach().norm())
+    assert 1e-4 < difference < 0.1
+    experts = cast(MixtureOfExperts, cast(Layer, model.layers[1]).feed_forward)
+    for parameter in (experts.gate.weight, experts.gate_up_proj, experts.down_proj):
+        assert parameter.grad is not None
+        assert bool(parameter.grad.isfinite().all())
+        assert bool(parameter.grad.any())
 
 
 def test_sums_over_many_blocks_are_kept_in_float32() -> None:
