@@ -274,7 +274,8 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; new or empty.")],
     to: Annotated[Literal["hf", "gguf"], typer.Option("--to", help="A Hugging Face folder, or llama.cpp's file.")],
     kind: Annotated[
-        Literal["auto", "f32", "f16", "bf16", "q8_0"], typer.Option("--type", help="How gguf stores matrices.")
+        Literal["auto", "f32", "f16", "bf16", "q8_0", "fp8", "fp8_ue8m0"],
+        typer.Option("--type", help="How matrices are stored: fp8 is for hf, the others for gguf."),
     ] = "auto",
     adapter: Annotated[bool, typer.Option("--adapter", help="A LoRA run's adapter alone, for PEFT.")] = False,
 ) -> None:
