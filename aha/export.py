@@ -19,6 +19,8 @@ from aha import hub
 from aha.chat import ChatFormat
 from aha.errors import ConfigError, ModelError
 from aha.models import Form, Transformer, hash_weights, load_model, save_adapter, without_adapter
+from aha.models.checkpoint import stored_tensors
+from aha.models.fp8_files import is_ragged
 from aha.models.parity import Parity, compare_models
 from aha.types import Message
 
@@ -29,6 +31,10 @@ MAX_BY_FP8_FORM: dict[Form, float] = {"fp8": 0.1, "fp8_ue8m0": 0.1}
 """The same for each form of FP8, against the model in float32: SmolLM2-135M moves by 0.047, the built-in by 0.02."""
 MAX_BY_GGUF_KIND = {"f32": 1e-5, "bf16": 0.005, "f16": 0.005, "q8_0": 0.02}
 """The same for each type of gguf file, against the model in float32."""
+_RAGGED = (
+    "note: some matrices have a side that is no multiple of 128. The format allows it, but transformers 5 reads such a "
+    "folder on a GPU only, and vLLM not across several GPUs."
+)
 PROBES = (
     "What is 12 + 30?",
     "Write one sentence about the sea.",
@@ -123,11 +129,12 @@ def _export_hf(name: str, source: Path, out: Path, *, kind: str) -> str:
     prompts = probe_prompts(chat, window=model.config.max_position_embeddings)
     if kind in MAX_BY_FP8_FORM:
         proof = write_fp8(model, out, form=kind, prompts=prompts)
+        said = [_RAGGED] if any(is_ragged(name, view.shape) for name, view in stored_tensors(model)) else []
     else:
-        proof = write_copy(model, out, prompts=prompts)
+        proof, said = write_copy(model, out, prompts=prompts), []
     chat.save(out)
     write_card(out, name=name, proof=proof)
-    return f"{out}: {proof.describe()}"
+    return "\n".join([f"{out}: {proof.describe()}", *said])
 
 
 def _export_adapter(name: str, source: Path, out: Path) -> str:

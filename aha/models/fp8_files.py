@@ -232,3 +232,8 @@ def fp8_format(names_and_shapes: Iterable[tuple[str, Sequence[int]]], *, form: F
     }
     # Of tied weights the head is in no file, and is a module all the same.
     return Fp8Format(scale_fmt=SCALE_FORMATS[form], not_converted=tuple(sorted(kept | {"lm_head"})))
+
+
+def is_ragged(name: str, shape: Sequence[int]) -> bool:
+    """Whether a matrix that is stored in FP8 has a side that its blocks do not divide."""
+    return is_converted(name, shape) and any(side % size for side, size in zip(shape, WEIGHT_BLOCK, strict=True))

@@ -6,9 +6,9 @@ tiles of 1 x 128 for what flows through the layer, blocks of 128 x 128 for its w
 after every 128 of the contracted axis. §3.5.2: what the forward pass keeps for the weight's gradient is its FP8 copy,
 which the backward pass cuts anew into tiles of 128 tokens.
 
-Where we go another way: every scale is a power of two, as DeepSeek-V3.1 was trained, and not those alone of the
-activations that are cut anew (§3.3.3), so that a product of FP8 numbers is one of bfloat16 numbers too, to the bit; and
-the attention's output (the input of o_proj) is kept in E4M3, not in a format of its own, E5M6.
+Where we go another way: the attention's output (the input of o_proj) is kept like every other activation, in E4M3 with
+a scale of 24 bits; the report has a format of its own for it, E5M6 with powers of two (§3.3.3). With powers of two
+everywhere, as DeepSeek-V3.1 was trained, small models learnt measurably worse (docs/fp8.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from aha.models.mtp import MultiTokenPrediction
 from aha.models.projection import Linear
 from aha.models.transformer import Transformer
 
-SCALES: ScaleFormat = "ue8m0"
+SCALES: ScaleFormat = "float"
 """Of everything that is multiplied."""
 _ROW_MULTIPLE = 16
 """What cuBLAS wants the rows of the left side to be a multiple of."""
@@ -115,8 +115,8 @@ class _Fp8Linear(torch.autograd.Function):
 class _Fp8Grouped(torch.autograd.Function):
     """The same for the matrices of all experts at once, each over the rows that are its own.
 
-    The numbers are FP8's, and are multiplied in the model's dtype, bfloat16 or float32, which holds them exactly:
-    torch's grouped product of FP8 has one scale for a whole row.
+    The numbers are FP8's, and are multiplied in float32 on a CPU; on a GPU in the model's dtype, where bfloat16 rounds
+    them a 32nd as much as FP8 did. torch's grouped product of FP8 has one scale for a whole row.
     """
 
     @staticmethod
@@ -124,8 +124,9 @@ class _Fp8Grouped(torch.autograd.Function):
         x8 = quantise_activations(x_MD, scale_fmt=SCALES)
         ctx.save_for_backward(*x8, weight_EFD, counts_E)
         ctx.x_dtype = x_MD.dtype
-        x_MD = dequantise(x8, block=ACTIVATION_BLOCK).to(x_MD.dtype)
-        return grouped_linear(x_MD, _rounded(weight_EFD, block=WEIGHT_BLOCK), counts_E)
+        weight8_EFD = _rounded(weight_EFD, block=WEIGHT_BLOCK)
+        rows_MD = dequantise(x8, block=ACTIVATION_BLOCK).to(weight8_EFD.dtype)
+        return grouped_linear(rows_MD, weight8_EFD, counts_E).to(x_MD.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -134,18 +135,22 @@ class _Fp8Grouped(torch.autograd.Function):
         grad_x_MD = grad_weight_EFD = None
         if ctx.needs_input_grad[0]:
             weight8_EDF = _rounded(weight_EFD, block=WEIGHT_BLOCK).transpose(1, 2).contiguous()
-            grad_x_MD = grouped_linear(_rounded(grad_MF, block=ACTIVATION_BLOCK), weight8_EDF, counts_E)
+            rows_MF = _rounded(grad_MF, block=ACTIVATION_BLOCK)
+            grad_x_MD = grouped_linear(rows_MF, weight8_EDF, counts_E).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
-            x_MD = dequantise(Quantised(values, scale_inv), block=ACTIVATION_BLOCK).to(ctx.x_dtype)
+            x_MD = dequantise(Quantised(values, scale_inv), block=ACTIVATION_BLOCK)
             cells_M = _token_cells(counts_E)
-            x_MD, grad_MF = _rounded_by_tokens(x_MD, cells_M), _rounded_by_tokens(grad_MF, cells_M)
-            grad_weight_EFD = _grouped_weight_gradient(x_MD, grad_MF, weight_EFD, counts_E)
+            rows_MF = _rounded_by_tokens(grad_MF, cells_M)
+            rows_MD = _rounded_by_tokens(x_MD, cells_M).to(rows_MF.dtype)
+            exact = _grouped_weight_gradient(rows_MD, rows_MF, weight_EFD.to(rows_MF.dtype), counts_E)
+            grad_weight_EFD = exact.to(weight_EFD.dtype)
         return grad_x_MD, grad_weight_EFD, None
 
 
 def _rounded(x: Tensor, *, block: tuple[int, int]) -> Tensor:
-    """What FP8 makes of a tensor, in the tensor's own dtype."""
-    return dequantise(quantise(x, block=block, scale_fmt=SCALES), block=block).to(x.dtype)
+    """What FP8 makes of a tensor, in the dtype that it is multiplied in."""
+    rounded = dequantise(quantise(x, block=block, scale_fmt=SCALES), block=block)
+    return rounded if x.device.type == "cpu" else rounded.to(x.dtype)
 
 
 def _token_cells(counts_E: Tensor) -> Tensor:
@@ -180,7 +185,7 @@ def multiply(left: Quantised, right: Quantised, *, right_block: tuple[int, int],
         right: (N, K) with scales for blocks of `right_block`.
         dtype: of the result, (M, N).
     """
-    product = _multiply_on_hopper if has_fp8_units(left.values.device) else _multiply_emulated
+    product = multiply_on_hopper if has_fp8_units(left.values.device) else multiply_emulated
     return product(left, right, right_block=right_block, dtype=dtype)
 
 
@@ -192,9 +197,7 @@ def has_fp8_units(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) == (9, 0) and cuda_version >= _LEAST_CUDA
 
 
-def _multiply_emulated(
-    left: Quantised, right: Quantised, *, right_block: tuple[int, int], dtype: torch.dtype
-) -> Tensor:
+def multiply_emulated(left: Quantised, right: Quantised, *, right_block: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """What the FP8 units compute, in float32: products of E4M3 numbers are exact there, their sums nearly so.
 
     Source: DeepSeek-V3, inference/kernel.py, fp8_gemm_kernel.
@@ -207,7 +210,7 @@ def _multiply_emulated(
     return total_MN.to(dtype)
 
 
-def _multiply_on_hopper(
+def multiply_on_hopper(
     left: Quantised, right: Quantised, *, right_block: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
     """The same by cuBLAS. Layouts: aten/src/ATen/native/cuda/ScaledBlas.cpp, _scaled_block1x128_block128x128.

@@ -66,7 +66,7 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 def rounded(x: Tensor, block: tuple[int, int]) -> Tensor:
     """x as FP8 has it, in float64, each number times its block's scale."""
-    values, scales = quantise(x, block=block, scale_fmt="ue8m0")
+    values, scales = quantise(x, block=block, scale_fmt="float")
     scales = scales.double().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
     return values.double() * scales[: x.shape[0], : x.shape[1]]
 
@@ -116,15 +116,6 @@ def test_one_large_activation_does_not_spoil_other_tokens_or_channels() -> None:
     x[0, 0] = 1e6
     error = (fp8_linear(x, weight, None) - F.linear(x, weight))[1:]
     assert float(error.norm() / F.linear(x, weight)[1:].norm()) < 0.05
-
-
-def test_wgrad_keeps_what_the_forward_pass_multiplied() -> None:
-    """Powers of two are cut anew without another rounding: tokens whose sizes differ by 2 ** 8 stay as they were."""
-    x = drawn(128, 128) * torch.logspace(0, 8, 128, base=2.0)[:, None]
-    once = rounded(x, (1, 128)).float()
-    twice = rounded(once, (128, 1)).float()
-    is_normal = once.abs() > once.abs().amax(0, keepdim=True) * 2.0**-14
-    assert torch.equal(once[is_normal], twice[is_normal])
 
 
 def test_nan_in_the_gradient_reaches_both_gradients() -> None:
@@ -225,7 +216,7 @@ def test_hopper_gets_the_layouts_that_torch_checks(
     left = Quantised(*(t.to("meta") for t in quantise_activations(drawn(num_rows, num_in))))
     right = Quantised(*(t.to("meta") for t in quantise(drawn(num_out, num_in), block=right_block, scale_fmt="float")))
     for dtype in (torch.bfloat16, torch.float32):
-        product = fp8_product._multiply_on_hopper(left, right, right_block=right_block, dtype=dtype)
+        product = fp8_product.multiply_on_hopper(left, right, right_block=right_block, dtype=dtype)
         assert tuple(product.shape) == (num_rows, num_out)
         assert product.dtype == dtype
 
@@ -251,7 +242,7 @@ def test_hopper_gets_each_scale_where_its_recipe_reads_it(
     monkeypatch.setattr(F, "scaled_mm", _scaled_mm)
     left = quantise_activations(drawn(5, 300) * torch.logspace(-3, 3, 300))
     right = quantise(drawn(200, 300, seed=1).T.flip(0).T, block=right_block, scale_fmt="float")
-    ours = fp8_product._multiply_on_hopper(left, right, right_block=right_block, dtype=torch.float32)
+    ours = fp8_product.multiply_on_hopper(left, right, right_block=right_block, dtype=torch.float32)
     expected = multiply(left, right, right_block=right_block, dtype=torch.float32)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-3)
 
@@ -267,7 +258,7 @@ def test_hopper_computes_what_is_emulated() -> None:
         left = quantise_activations(drawn(rows, num_in).cuda())
         right = quantise(drawn(num_out, num_in, seed=1).cuda(), block=block, scale_fmt="float")
         ours = multiply(left, right, right_block=block, dtype=torch.float32)
-        emulated = fp8_product._multiply_emulated(left, right, right_block=block, dtype=torch.float32)
+        emulated = fp8_product.multiply_emulated(left, right, right_block=block, dtype=torch.float32)
         # Its FP8 units keep about 14 bits of a sum of 128 products (report §3.3.2).
         assert float((ours - emulated).abs().max() / emulated.abs().max()) < 1e-3
     weight = quantise_weight(drawn(128, 128).cuda())
