@@ -11,15 +11,16 @@ import binascii
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aha.errors import ConfigError, ModelError, RequestError
-from aha.types import Picture
+from aha.types import Message, Picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,7 +91,10 @@ class PictureReader:
         """
         path = folder / "preprocessor_config.json"
         try:
+            if not path.exists() and (folder / "processor_config.json").exists():
+                path = folder / "processor_config.json"  # where transformers 5 writes it
             raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            raw = raw.get("image_processor", raw)
             _refuse_other_processing(raw, tile_size=tile_size)
             return cls(
                 tile_size=tile_size,
@@ -131,7 +135,7 @@ class PictureReader:
             position=position,
         )
 
-    def _normalise(self, tiles_MYX3: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _normalise(self, tiles_MYX3: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(colour / 255 - mean) / std, channels first, each step rounded to float32 as in the reference."""
         mean_3, std_3 = (np.array(values, dtype=np.float32) for values in (self.mean, self.std))
         # Of 256 colours in three channels each is computed once.
@@ -233,6 +237,12 @@ def read_file(path: Path) -> bytes:
             return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise RequestError(f"cannot read the picture {path}: {error.strerror}") from None
+
+
+def stack_pixels(messages: Sequence[Message]) -> NDArray[np.float32] | None:
+    """All tiles of a conversation, in the order in which the prompt has them."""
+    tiles = [picture.pixels_M3YX for message in messages for picture in message.pictures]
+    return np.concatenate(tiles) if tiles else None
 
 
 def _too_many_pixels(what: str, *, param: str | None) -> RequestError:

@@ -19,6 +19,7 @@ from aha.errors import RequestError
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 
 class FinishReason(StrEnum):
@@ -53,7 +54,7 @@ class Outcome(StrEnum):
 class Picture:
     """A picture in a message, as a vision tower sees it: cut into tiles. Equal only to itself."""
 
-    pixels_M3YX: np.ndarray[Any, np.dtype[np.float32]]
+    pixels_M3YX: NDArray[np.float32]
     """M tiles, their colours normalised: (M, 3, rows, columns)."""
     num_tokens: int
     """Tokens of the prompt that its features take; the two that enclose them are not counted."""
