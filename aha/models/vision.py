@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from aha.models.vision_config import VisionShape
 
-MAX_TILES = 4
-"""Tiles of one pass through the tower outside training; bounds the memory of its activations."""
 PROJECTOR_EPS = 1e-5
 """Of the projector's norm: torch's default, which the reference takes whatever layer_norm_eps says."""
 QK_NORM_EPS = 1e-6
