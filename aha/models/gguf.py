@@ -19,7 +19,8 @@ from rich.progress import track
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from aha.errors import ModelError, unknown_name
-from aha.models.config import ModelConfig, ModelType, dump_config
+from aha.models.config import ModelConfig, ModelType
+from aha.models.config_files import dump_config
 
 # ggml's token types (llama.h, enum llama_token_type).
 CONTROL, USER_DEFINED = 3, 4

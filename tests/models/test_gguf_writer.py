@@ -185,8 +185,10 @@ def test_values_of_the_file_are_the_models_own(tmp_path: Path, tokenizer_folder:
     model, path = make_model(), tmp_path / "m.gguf"
     write_gguf(model, path, tokenizer_folder=tokenizer_folder, kind="f32", name="mini")
     tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
-    q = model.layers[0].qkv_proj.weight[:128].detach().numpy()
+    q = model.layers[0].attention.qkv_proj.weight[:128].detach().numpy()
     # Head 1's pair (channel 3, channel 3 + 16) lies side by side as its rows 6 and 7.
     np.testing.assert_array_equal(tensors["blk.0.attn_q.weight"][32 + 6], q[32 + 3])
     np.testing.assert_array_equal(tensors["blk.0.attn_q.weight"][32 + 7], q[32 + 3 + 16])
-    np.testing.assert_array_equal(tensors["blk.1.ffn_down.weight"], model.layers[1].down_proj.weight.detach().numpy())
+    np.testing.assert_array_equal(
+        tensors["blk.1.ffn_down.weight"], model.layers[1].feed_forward.down_proj.weight.detach().numpy()
+    )
