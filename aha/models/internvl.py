@@ -44,7 +44,7 @@ class InternVL(Transformer):
         super().initialise(seed=seed)
         for room in (self.vision_tower, self.multi_modal_projector):
             for name, parameter in room.named_parameters():
-                if name.endswith("bias") or "embeddings" in name and parameter.ndim == 3:
+                if name.endswith("bias") or ("embeddings" in name and parameter.ndim == 3):
                     parameter.zero_()
                 elif "norm" in name:
                     parameter.fill_(1.0)
