@@ -12,7 +12,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from aha.errors import ModelError
-from aha.models import InternVL, ModelConfig, Transformer, build_model, load_model, parse_config, read_config
+from aha.models import (
+    InternVL,
+    ModelConfig,
+    Transformer,
+    attach_lora,
+    build_model,
+    load_model,
+    parse_config,
+    read_config,
+)
+from aha.models.parity import compare_models
 
 TOLERANCE = 1e-5
 """Largest absolute difference of a float32 logit; the logits here reach 8."""
@@ -288,3 +298,52 @@ def test_text_only_model_has_no_eye() -> None:
 
 def read_config_of_text() -> ModelConfig:
     return parse_config(make_reference("qwen2").config.text_config.to_dict(), source="x")
+
+
+def test_copy_with_another_eye_is_told_from_its_source(tmp_path: Path) -> None:
+    make_reference("qwen2").save_pretrained(tmp_path)
+    one, other = load(tmp_path), load(tmp_path)
+    prompts = [[12, 13, 14]]
+    assert compare_models(one, other, prompts=prompts).max_logit_difference == 0
+    with torch.no_grad():
+        other.vision_tower.embeddings.patch_embeddings.projection.weight.mul_(1.1)
+    assert compare_models(one, other, prompts=prompts).max_logit_difference > 1e-3
+
+
+def test_adapter_beside_a_seeing_model_is_merged_into_what_is_saved(tmp_path: Path) -> None:
+    make_reference("qwen2").save_pretrained(tmp_path / "base")
+    model = load(tmp_path / "base")
+    attach_lora(model, rank=2, alpha=4.0, targets="all_linear", seed=0)
+    assert not any(parameter.requires_grad for parameter in model.vision_tower.parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".adapter." in name:
+                parameter.normal_(0.0, 0.3)
+    model.weight_version += 1
+    model.save(tmp_path / "merged")
+    prompt, pixels = draw_prompt(num_tiles=(1,)), draw_pixels(1)
+    with torch.no_grad():
+        merged = load(tmp_path / "merged")(prompt, pixels)
+        torch.testing.assert_close(merged, model(prompt, pixels), atol=1e-4, rtol=1e-4)
+        assert float((merged - load(tmp_path / "base")(prompt, pixels)).abs().max()) > 0.1
+
+
+INTERNVL3_1B: dict[str, Any] = {
+    "model_type": "internvl",
+    "image_token_id": 151_667,
+    "text_config": {"model_type": "qwen2", "vocab_size": 151_674, "hidden_size": 896, "intermediate_size": 4864,
+                    "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+                    "tie_word_embeddings": False},
+    "vision_config": {"model_type": "internvl_vision", "attention_bias": True},
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_parameters_of_a_published_shape_are_as_many_as_the_references() -> None:
+    with torch.device("meta"):
+        raw = {**INTERNVL3_1B, "tie_word_embeddings": False}
+        reference = transformers.InternVLForConditionalGeneration(transformers.InternVLConfig(**raw))
+    model = build_model(parse_config(INTERNVL3_1B, source="x"), device="meta")
+    assert model.num_parameters() == reference.num_parameters() == 938_193_024
+    assert isinstance(model, InternVL)
+    assert sum(p.numel() for p in model.vision_tower.parameters()) == 304_012_288
