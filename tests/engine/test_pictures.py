@@ -86,7 +86,7 @@ def test_group_shares_one_look_at_its_picture(model: InternVL, looks: list[int])
     engine = engine_of(model)
     prompt_ids = prompt(model, num_tiles=2)
     engine.generate([prompt_ids], SamplingParams(num_samples=4, seed=3, max_tokens=6), pixels=[tiles(2)])
-    assert looks == [2]
+    assert looks == [1, 1]  # a tile in each step
     assert engine.num_prefilled_tokens == len(prompt_ids)
 
 
@@ -151,3 +151,46 @@ def test_model_without_an_eye_refuses_pictures(model: InternVL) -> None:
     blind.initialise(seed=0)
     with pytest.raises(RequestError, match="no vision tower"):
         Engine(blind).submit([1, 2, 3], GREEDY, pixels_M3YX=tiles(1))
+
+
+def test_running_answers_and_new_texts_go_on_while_a_picture_is_looked_at(model: InternVL) -> None:
+    engine = engine_of(model)
+    text = engine.submit([1, 2, 70, 3], GREEDY)
+    engine.step()
+    seeing = engine.submit(prompt(model, num_tiles=4), GREEDY, pixels_M3YX=tiles(4))
+    late = -1
+    order: list[list[int]] = []
+    while engine.has_work:
+        order.append([event.request_id for event in engine.step()])
+        if len(order) == 1:
+            late = engine.submit([1, 2, 80, 3], GREEDY)
+    # A tile in each of four steps, and in each of them a token of the others, or a prompt.
+    assert order[:4] == [[text], [late], [text, late], [seeing]]
+    assert [sum(step.count(one) for step in order) for one in (text, late, seeing)] == [8, 9, 9]
+
+
+def test_step_says_what_it_spent_on_looking(model: InternVL) -> None:
+    engine = engine_of(model)
+    request_id = engine.submit(prompt(model, num_tiles=2), GREEDY, pixels_M3YX=tiles(2))
+    assert engine.step() == []
+    assert engine.unseen.last_look is not None
+    assert engine.unseen.last_look.request_id == request_id
+    assert engine.unseen.last_look.elapsed_ns > 0
+    assert len(engine.step()) == 1
+    engine.step()
+    assert engine.unseen.last_look is None
+
+
+def test_new_weights_in_the_middle_of_a_look_start_it_over(model: InternVL, looks: list[int]) -> None:
+    engine = engine_of(model)
+    prompt_ids, pixels = prompt(model, num_tiles=2), tiles(2)
+    engine.submit(prompt_ids, GREEDY, pixels_M3YX=pixels)
+    engine.step()
+    with torch.no_grad():
+        model.multi_modal_projector.linear_2.weight.mul_(-1.5)
+    model.weight_version += 1
+    drawn: list[int] = []
+    while engine.has_work:
+        drawn += [event.token_id for event in engine.step() if event.token_id is not None]
+    assert looks == [1, 1, 1]
+    assert drawn == full_forward(model, prompt_ids, pixels, num_tokens=9)
