@@ -23,6 +23,7 @@ from aha.models import (
     read_config,
 )
 from aha.models.parity import compare_models
+from aha.train.optimizer import Optimizer
 
 TOLERANCE = 1e-5
 """Largest absolute difference of a float32 logit; the logits here reach 8."""
@@ -347,3 +348,25 @@ def test_parameters_of_a_published_shape_are_as_many_as_the_references() -> None
     assert model.num_parameters() == reference.num_parameters() == 938_193_024
     assert isinstance(model, InternVL)
     assert sum(p.numel() for p in model.vision_tower.parameters()) == 304_012_288
+
+
+def test_bfloat16_sees_nearly_the_same(tmp_path: Path) -> None:
+    make_reference("qwen2").save_pretrained(tmp_path)
+    exact, rounded = load(tmp_path), load_model(tmp_path, dtype="bfloat16", device="cpu")
+    prompt, pixels = draw_prompt(num_tiles=(2,)), draw_pixels(2)
+    with torch.no_grad():
+        theirs, ours = exact(prompt, pixels), rounded(prompt, pixels)
+    assert ours.dtype == torch.bfloat16
+    assert float((ours.float() - theirs).abs().mean()) < 0.05 * float(theirs.std())
+
+
+def test_training_on_text_leaves_the_eye_as_it_is(tmp_path: Path) -> None:
+    make_reference("qwen2").save_pretrained(tmp_path)
+    model = load(tmp_path)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    optimizer = Optimizer(model, weight_decay=0.1)
+    model(draw_prompt(num_tiles=())).square().mean().backward()
+    optimizer.step(learning_rate=0.01)
+    for name, parameter in model.named_parameters():
+        is_eye = name.startswith(("vision_tower.", "multi_modal_projector."))
+        assert torch.equal(parameter, before[name]) == is_eye, name
