@@ -15,6 +15,7 @@ from aha.models.config import ExpertsShape, LatentAttentionShape, Llama3Rope, Mo
 from aha.models.config_files import dump_config, parse_config, read_config
 from aha.models.experts import Routing
 from aha.models.fp8_files import Form
+from aha.models.internvl import InternVL
 from aha.models.lora import (
     BaseWeights,
     Lora,
@@ -28,6 +29,7 @@ from aha.models.lora import (
 )
 from aha.models.projection import Attention, Linear
 from aha.models.transformer import Transformer
+from aha.models.vision_config import VisionShape
 
 ARCHITECTURES: dict[str, type[Transformer]] = {
     "llama": Transformer,
@@ -36,6 +38,7 @@ ARCHITECTURES: dict[str, type[Transformer]] = {
     "qwen3_moe": Transformer,
     "deepseek_v3": Transformer,
     "kimi_k2": Transformer,
+    "internvl": InternVL,
 }
 """model_type of config.json -> the module that computes it."""
 
@@ -46,6 +49,7 @@ __all__ = [
     "DType",
     "ExpertsShape",
     "Form",
+    "InternVL",
     "LatentAttentionShape",
     "Linear",
     "Llama3Rope",
@@ -55,6 +59,7 @@ __all__ = [
     "PackedAttention",
     "Routing",
     "Transformer",
+    "VisionShape",
     "YarnRope",
     "attach_lora",
     "build_model",
