@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aha.errors import ModelError
-from aha.models import ModelConfig, Transformer, build_model, load_model, save_model
+from aha.models import ModelConfig, Transformer, build_model, dump_config, load_model, parse_config, save_model
 from aha.models.checkpoint import stored_tensors
 from aha.models.config import ExpertsShape, LatentAttentionShape
 from aha.models.fp8 import ScaleFormat, quantise_weight
@@ -221,6 +221,28 @@ def test_deepseek_v3_keeps_embedding_head_norms_gate_bias_and_mtp_projection(tmp
     again = dict(stored_tensors(load_model(tmp_path / "fp8", dtype="bfloat16", device="cpu")))
     assert torch.equal(again["model.layers.1.mlp.gate.e_score_correction_bias"], bias)
     assert bias.dtype == torch.float32
+
+
+@pytest.mark.parametrize("place", ["beside", "in text_config"])
+def test_model_that_sees_keeps_its_eye_and_its_language_model_is_in_fp8(tmp_path: Path, place: str) -> None:
+    raw = json.loads(json.dumps(dump_config(CONFIG, dtype="float32")))
+    vision = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 44,
+              "image_size": [28, 28], "patch_size": [7, 7]}  # fmt: skip
+    both = {"model_type": "internvl", "image_token_id": 11, "text_config": raw, "vision_config": vision}
+    model = make_model(parse_config(both, source="here"))
+    save_model(model, folder=tmp_path / "fp8", form="fp8")
+    if place == "in text_config":
+        path = tmp_path / "fp8" / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["text_config"]["quantization_config"] = config.pop("quantization_config")
+        path.write_text(json.dumps(config), encoding="utf-8")
+    tensors = load_file(tmp_path / "fp8" / "model.safetensors")
+    in_fp8 = {name for name, values in tensors.items() if values.dtype == torch.float8_e4m3fn}
+    assert "language_model.model.layers.1.mlp.up_proj.weight" in in_fp8
+    assert all(name.startswith("language_model.model.layers.") for name in in_fp8)
+    after = state(load_model(tmp_path / "fp8", dtype="float32", device="cpu"))
+    for name, weight in state(model).items():
+        assert float((after[name] - weight).norm() / weight.norm().clamp_min(1e-9)) < 0.04
 
 
 def test_scales_may_lie_in_another_file_than_their_weight(folder: Path) -> None:
