@@ -6,6 +6,8 @@ from aha.models.checkpoint import build_model, load_model, save_model
 from aha.models.config import ExpertsShape, LatentAttentionShape, Llama3Rope, ModelConfig, YarnRope
 from aha.models.config_files import dump_config, parse_config, read_config
 from aha.models.experts import Routing
+from aha.models.fp8_files import Form
+from aha.models.internvl import InternVL
 from aha.models.lora import (
     BaseWeights,
     Lora,
@@ -20,6 +22,7 @@ from aha.models.lora import (
 from aha.models.placement import DType, choose_device, choose_dtype, has_fast_bfloat16
 from aha.models.projection import Attention, Linear
 from aha.models.transformer import Transformer
+from aha.models.vision_config import VisionShape
 
 ARCHITECTURES: dict[str, type[Transformer]] = {
     "llama": Transformer,
@@ -28,6 +31,7 @@ ARCHITECTURES: dict[str, type[Transformer]] = {
     "qwen3_moe": Transformer,
     "deepseek_v3": Transformer,
     "kimi_k2": Transformer,
+    "internvl": InternVL,
 }
 """model_type of config.json -> the module that computes it."""
 
@@ -37,6 +41,8 @@ __all__ = [
     "BaseWeights",
     "DType",
     "ExpertsShape",
+    "Form",
+    "InternVL",
     "LatentAttentionShape",
     "Linear",
     "Llama3Rope",
@@ -46,6 +52,7 @@ __all__ = [
     "PackedAttention",
     "Routing",
     "Transformer",
+    "VisionShape",
     "YarnRope",
     "attach_lora",
     "build_model",

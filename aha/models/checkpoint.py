@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -17,18 +17,21 @@ from torch import Tensor
 
 from aha.errors import ModelError
 from aha.models.config import ModelConfig
-from aha.models.config_files import dump_config, read_config
+from aha.models.config_files import dump_config, read_config, read_fp8_format
+from aha.models.fp8 import FP8, scale_shape
+from aha.models.fp8_files import SCALE_SUFFIX, Form, Fp8Weights, fp8_format, fp8_tensors, is_converted
+from aha.models.internvl import InternVL, published_name, short_name
 from aha.models.lora import adapters
 from aha.models.placement import DType, choose_device, choose_dtype
 from aha.models.projection import HasStoredParts
-from aha.models.safetensors_file import open_safetensors
+from aha.models.safetensors_file import SafetensorsFile, open_safetensors
 from aha.models.shards import ShardedWriter, weight_files
 from aha.models.transformer import Transformer
 
 # Buffers that old checkpoints carry and that follow from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 _SHARED_WITH_MTP = re.compile(r"model\.layers\.(\d+)\.(embed_tokens|shared_head\.head)\.weight")
-_FLOAT32_SUFFIXES = ("e_score_correction_bias",)
+_FLOAT32_SUFFIXES = ("e_score_correction_bias", SCALE_SUFFIX)
 _FLOATS = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the dtypes that are weights; integers and 8-bit floats are somebody's quantisation."""
 
@@ -39,7 +42,7 @@ def build_model(config: ModelConfig, *, dtype: DType = "auto", device: str = "au
     # By way of the meta device: PyTorch would draw random weights first, which takes minutes for billions of them.
     try:
         with torch.device("meta"):
-            model = Transformer(config)
+            model = Transformer(config) if config.vision is None else InternVL(config)
     except (RuntimeError, TypeError, OverflowError) as error:  # a product of sizes beyond 63 bits
         raise ModelError(f"the sizes of this configuration are impossible: {str(error).splitlines()[0]}") from None
     model.to(choose_dtype(dtype, device=target))
@@ -64,16 +67,20 @@ def load_model(
         return load_adapter_folder(folder, dtype=dtype, device=device, resolve=resolve)
     files = weight_files(folder)
     config = _without_absent_mtp(read_config(folder), files=files)
-    repeats = _check_tensors(build_model(config, device="meta"), folder=folder, files=files)
+    fp8, repeats = _check_tensors(build_model(config, device="meta"), folder=folder, files=files)
     model = build_model(config, dtype=dtype, device=device)
     targets = dict(stored_tensors(model))
     with torch.no_grad():
         for path in files:
             with open_safetensors(path) as file:
-                for name in file.headers:
-                    if name in targets:
-                        file.read_into(targets[name], name=name)
-                        _check_finite(targets[name], name=name, path=path)
+                for name, ours in _names(file, config=config):
+                    if name in fp8:
+                        fp8.read_into(targets[ours], name=name, file=file)
+                    elif ours in targets:
+                        file.read_into(targets[ours], name=name)
+                    else:
+                        continue
+                    _check_finite(targets[ours], name=name, path=path)
     _compare_repeats(repeats, model=model)
     model.repeats_shared = bool(repeats)
     model.weight_version += 1
@@ -87,9 +94,15 @@ def _without_absent_mtp(config: ModelConfig, *, files: list[Path]) -> ModelConfi
     behind = f"model.layers.{config.num_layers}."
     for path in files:
         with open_safetensors(path) as file:
-            if any(name.startswith(behind) for name in file.headers):
+            if any(ours.startswith(behind) for _, ours in _names(file, config=config)):
                 return config
     return dataclasses.replace(config, num_mtp_layers=0)
+
+
+def _names(file: SafetensorsFile, *, config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The names of a file's tensors: as they stand there, and as `stored_tensors` says them."""
+    for name in file.headers:
+        yield name, name if config.vision is None else short_name(name)
 
 
 class _Repeat(NamedTuple):
@@ -115,38 +128,42 @@ def _repeated(name: str, *, config: ModelConfig) -> str | None:
     return "lm_head.weight" if is_head else "model.embed_tokens.weight"
 
 
-def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> list[_Repeat]:
+def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> tuple[Fp8Weights, list[_Repeat]]:
     """Compare what the files declare with what the model needs, before anything is allocated.
 
     Returns:
-        The tensors that repeat another's values; those are to be compared once the model is there.
+        What is in FP8; and the tensors that repeat another's values, to be compared once the model is there.
     """
+    fp8, repeats = Fp8Weights(read_fp8_format(folder)), []
     targets = dict(stored_tensors(model))
     seen: set[str] = set()
-    repeats = []
     for path in files:
         with open_safetensors(path) as file:
-            for name, (dtype, shape, _, num_bytes) in file.headers.items():
+            for name, ours in _names(file, config=model.config):
+                dtype, shape, _, num_bytes = file.headers[name]
                 # transformers writes shared experts of no width; nothing is lost with them.
-                if _is_ignored(name, config=model.config) or (not num_bytes and name not in targets):
+                if _is_ignored(ours, config=model.config) or (not num_bytes and ours not in targets):
                     continue
-                of = _repeated(name, config=model.config)
+                if fp8.note(name, path=path, shape=shape, dtype=dtype) == "scale":
+                    continue
+                of = _repeated(ours, config=model.config)
                 if of is not None:
                     repeats.append(_Repeat(name, path, of))
-                elif name not in targets:
-                    raise ModelError(f"{path}: unexpected tensor {name!r}; {_why_unexpected(name, model.config)}")
-                if name in seen:
+                elif ours not in targets:
+                    raise ModelError(f"{path}: unexpected tensor {name!r}; {_why_unexpected(ours, model.config)}")
+                if ours in seen:
                     raise ModelError(f"{path}: tensor {name!r} is in another file of {folder} too")
-                expected = tuple(targets[of or name].shape)
+                expected = tuple(targets[of or ours].shape)
                 if shape != expected:
                     raise ModelError(f"{path}: tensor {name!r} has shape {shape}, config.json says {expected}")
-                if dtype not in _FLOATS:
+                if dtype not in _FLOATS and (name not in fp8 or of is not None):
                     raise ModelError(f"{path}: tensor {name!r} has dtype {dtype}; choose from: {', '.join(_FLOATS)}")
-                seen.add(name)
+                seen.add(ours)
     missing = sorted(targets.keys() - seen)
     if missing:
         raise ModelError(f"{folder}: {len(missing)} of {len(targets)} tensors are missing, the first is {missing[0]!r}")
-    return repeats
+    fp8.check()
+    return fp8, repeats
 
 
 def _why_unexpected(name: str, config: ModelConfig) -> str:
@@ -173,33 +190,38 @@ def _compare_repeats(repeats: list[_Repeat], *, model: Transformer) -> None:
             )
 
 
-def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> None:
+def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto", form: Form = "full") -> None:
     """Write config.json and model.safetensors; a file is complete or absent, never half-written.
 
     Adapters are merged into what is written: W + scale * B A, in float32 and then rounded.
 
     Args:
         dtype: of the file; "auto" takes the model's.
+        form: "fp8" stores the layers' matrices in FP8, each rounded from the values as they are, not from `dtype`.
 
     Raises:
         ModelError: the folder cannot be written, or the disk is full.
     """
     target = model.dtype if dtype == "auto" else choose_dtype(dtype, device=model.device)
     config = dump_config(model.config, dtype=str(target).removeprefix("torch."))
-    shapes = {
-        # What is float32 in a bfloat16 model is so for a reason: a gate's selection bias.
-        name: (torch.float32 if name.endswith(_FLOAT32_SUFFIXES) else target, tuple(view.shape))
-        for name, view in _with_repeats(model, stored_tensors(model))
-    }
+    shapes = {name: tuple(view.shape) for name, view in _published(model, stored_tensors(model))}
+    if form != "full":
+        config["quantization_config"] = fp8_format(shapes.items(), form=form).to_json()
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ShardedWriter(folder, shapes=shapes) as writer:
-            for name, values in _with_repeats(model, merged_tensors(model)):
+        with ShardedWriter(folder, shapes=dict(_stored_forms(shapes, target=target, form=form))) as writer:
+            merged = _published(model, merged_tensors(model))
+            for name, values in merged if form == "full" else fp8_tensors(merged, form=form):
                 writer.write(name, values)
             writer.put_in_place()
         _replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise ModelError(f"cannot write the model to {folder}: {error}") from None
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # which an empty one alone can be
 
 
 def _replace_text(path: Path, text: str) -> None:
@@ -212,12 +234,25 @@ def _replace_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _with_repeats(model: Transformer, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The same, and embedding and head once more for each module of multi-token prediction, if files had them so."""
+def _stored_forms(
+    shapes: Mapping[str, tuple[int, ...]], *, target: torch.dtype, form: Form
+) -> Iterator[tuple[str, tuple[torch.dtype, tuple[int, ...]]]]:
+    """Dtype and shape of every tensor of a file: of a model's tensors, and of the scales of those in FP8."""
+    for name, shape in shapes.items():
+        if form != "full" and is_converted(name, shape):
+            yield name, (FP8, shape)
+            yield name + SCALE_SUFFIX, (torch.float32, scale_shape(shape))
+        else:
+            # What is float32 in a bfloat16 model is so for a reason: a gate's selection bias.
+            yield name, (torch.float32 if name.endswith(_FLOAT32_SUFFIXES) else target, shape)
+
+
+def _published(model: Transformer, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The same by the names that files have; embedding and head once more for each module of MTP, if files had them."""
     config = model.config
     num_modules = config.num_mtp_layers if model.repeats_shared else 0
     for name, values in tensors:
-        yield name, values
+        yield name if config.vision is None else published_name(name), values
         for index in range(config.num_layers, config.num_layers + num_modules):
             for repeat in (f"model.layers.{index}.{part}.weight" for part in ("embed_tokens", "shared_head.head")):
                 if _repeated(repeat, config=config) == name:

@@ -34,6 +34,10 @@ _READ = {
     },
     "deepseek_v3": _MLA,
     "kimi_k2": _MLA,
+    "internvl": {
+        "text_config", "vision_config", "image_token_id", "downsample_ratio", "projector_hidden_act",
+        "vision_feature_layer", "vision_feature_select_strategy",
+    },
 }  # fmt: skip
 """model_type -> what its reader looks at, beside _COMMON."""
 
@@ -49,6 +53,8 @@ _HARMLESS = {
     # What a trainer adds to the loss, or drops at random.
     "attention_dropout", "aux_loss_alpha", "seq_aux", "router_aux_loss_coef", "neftune_noise_alpha",
     "use_reentrant_checkpointing",
+    # Follows from other settings of InternVL.
+    "image_seq_length",
     # Of classifiers.
     "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
     # How to generate, in files from before generation_config.json.

@@ -78,7 +78,7 @@ def test_llama3_stretching_falls_back_to_the_window_of_the_model() -> None:
             {"auto_map": {"AutoModel": "modeling_x.X"}},
             "auto_map names code in the model's repository, which aha never runs; llama is built in, so delete",
         ),
-        ({"quantization_config": {"bits": 4}}, "quantization_config says that the weights are quantised"),
+        ({"quantization_config": {"bits": 4}}, "unknown quant_method 'None'; choose from: fp8"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"vocab_size": "many"}, "vocab_size must be a whole number, got 'many'"),
         ({"hidden_size": 48.5}, "hidden_size must be a whole number, got 48.5"),

@@ -9,42 +9,7 @@ import pytest
 from aha.models import ModelConfig, Transformer, parse_config
 from aha.models.counts import cache_bytes_per_token, count_parameters
 
-V3: dict[str, Any] = {
-    "model_type": "deepseek_v3",
-    "vocab_size": 129_280,
-    "hidden_size": 7168,
-    "intermediate_size": 18_432,
-    "moe_intermediate_size": 2048,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "n_routed_experts": 256,
-    "num_experts_per_tok": 8,
-    "n_shared_experts": 1,
-    "n_group": 8,
-    "topk_group": 4,
-    "first_k_dense_replace": 3,
-    "num_nextn_predict_layers": 1,
-}
-WITHOUT_GROUPS = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0}
-KIMI_K2 = V3 | WITHOUT_GROUPS | {
-    "model_type": "kimi_k2", "vocab_size": 163_840, "num_attention_heads": 64, "n_routed_experts": 384,
-}  # fmt: skip
-MOONLIGHT = V3 | WITHOUT_GROUPS | {
-    "vocab_size": 163_840, "hidden_size": 2048, "intermediate_size": 11_264, "moe_intermediate_size": 1408,
-    "num_hidden_layers": 27, "num_attention_heads": 16, "q_lora_rank": None, "n_routed_experts": 64,
-    "num_experts_per_tok": 6, "n_shared_experts": 2,
-}  # fmt: skip
-QWEN3_30B = {
-    "model_type": "qwen3_moe", "vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 6144,
-    "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
-    "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True,
-}  # fmt: skip
+from .hub_configs import KIMI_K2, MOONLIGHT, QWEN3_MOE, V3
 
 
 def config_of(raw: dict[str, Any]) -> ModelConfig:
@@ -59,7 +24,7 @@ def config_of(raw: dict[str, Any]) -> ModelConfig:
         (V3, 671_026_404_352, 37.55, 70_272),
         (KIMI_K2, 1_026_408_209_408, 32.86, 70_272),
         (MOONLIGHT, 15_960_108_544, 2.91, 31_104),
-        (QWEN3_30B, 30_532_122_624, 3.35, 98_304),
+        (QWEN3_MOE, 30_532_122_624, 3.35, 98_304),
     ],
     ids=["V3", "Kimi-K2", "Moonlight", "Qwen3-30B-A3B"],
 )
