@@ -31,13 +31,12 @@ from .reference import (
 )
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_the_reference_at_every_position(case: str, seed: int, tmp_path: Path) -> None:
-    reference = make_reference(case, seed=seed)
+def test_logits_equal_the_reference_at_every_position(case: str, tmp_path: Path) -> None:
+    reference = make_reference(case, seed=0)
     reference.save_pretrained(tmp_path)
     model = load_model(tmp_path, dtype="float32", device="cpu")
-    token_ids_BT = draw_tokens(2, 3 * ORIGINAL_WINDOW + 1, seed=seed)
+    token_ids_BT = draw_tokens(2, 3 * ORIGINAL_WINDOW + 1)
     theirs = reference_logits(reference, token_ids_BT)
     ours = model(token_ids_BT)
     assert float(theirs.std()) > 0.5, "near-uniform logits would agree whatever the model computes"
