@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from aha.errors import AhaError, DataError, ModelError
+from aha.errors import AhaError, DataError, ModelError, RequestError
 from aha.outline import Frame, Segment, align, find_frame, replace_contents
 from aha.streaming import (
     CLOSE_MARK,
@@ -32,7 +32,7 @@ from aha.streaming import (
     show_tags,
 )
 from aha.template import ChatTemplate
-from aha.types import Completion, Message, Observation
+from aha.types import Completion, Message, Observation, Picture
 
 __all__ = ["ChatFormat", "Delta", "StreamSplitter"]
 
@@ -42,6 +42,8 @@ _FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 
 
@@ -66,6 +68,7 @@ class ChatFormat:
         self.stop_token_ids = self._read_stop_ids(named_tokens.get("eos_token", ""))
         """Tokens that end a turn; the first is the one that this format writes itself."""
         self._frames: dict[str, Frame] = {}
+        self._picture_tokens = PictureTokens.find(folder, named_tokens=named_tokens, token_id=self._token_id)
 
     @classmethod
     def load(cls, folder: Path | str) -> ChatFormat:
@@ -81,6 +84,8 @@ class ChatFormat:
             )
         spec = _read_json(folder / "tokenizer.json")
         config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
+        more = config.get("extra_special_tokens")
+        config |= more if isinstance(more, dict) else {}  # where InternVL's tokenizers name their picture tokens
         tokens = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
         try:
             return cls(folder, spec=spec, template=_read_template(folder, config), named_tokens=tokens)
@@ -100,12 +105,20 @@ class ChatFormat:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of the prompt. Only the template writes control tokens; contents are spelled out.
 
-        One exception: the thinking block that an assistant's content begins with keeps its tags.
+        One exception: the thinking block that an assistant's content begins with keeps its tags. A picture is as many
+        tokens as it says, between the two that enclose it.
 
         Raises:
-            RequestError: as `render_text`, or a literal control token in a message that the template rewrites.
+            RequestError: as `render_text`, a literal control token in a message that the template rewrites, or
+                pictures that the template does not show.
         """
         messages = [_clean_message(message) for message in messages]
+        token_ids = self._render(messages, add_generation_prompt=add_generation_prompt)
+        pictures = [picture for message in messages for picture in message.pictures]
+        return self._picture_tokens.spread(token_ids, pictures=pictures) if pictures else token_ids
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+        """The prompt with one token for each picture."""
         text = self.render_text(messages, add_generation_prompt=add_generation_prompt)
         stand_ins, contents = replace_contents(messages)
         outline = self.render_text(stand_ins, add_generation_prompt=add_generation_prompt)
@@ -263,6 +276,44 @@ class ChatFormat:
         return tuple(dict.fromkeys(int(i) for i in found))
 
 
+@dataclasses.dataclass(frozen=True)
+class PictureTokens:
+    """The tokens that stand for pictures in a prompt; None where the model has no such token."""
+
+    folder: Path
+    picture: int | None
+    start: int | None
+    end: int | None
+
+    @classmethod
+    def find(
+        cls, folder: Path, *, named_tokens: dict[str, str], token_id: Callable[[str], int | None]
+    ) -> PictureTokens:
+        """The picture's by its id in config.json, the two that enclose it by their names in the tokenizer's files."""
+        picture = _read_json(folder / "config.json").get("image_token_id")
+        start, end = (
+            named_tokens.get(f"{name}_image_token", text) for name, text in (("start", "<img>"), ("end", "</img>"))
+        )
+        return cls(folder, picture if isinstance(picture, int) else None, token_id(start), token_id(end))
+
+    def spread(self, token_ids: Sequence[int], *, pictures: Sequence[Picture]) -> list[int]:
+        """A prompt in which each picture is its own number of tokens, not one.
+
+        Raises:
+            RequestError: the model or its template has no place for them.
+        """
+        num_shown = 0 if self.picture is None else list(token_ids).count(self.picture)
+        if self.start is None or self.end is None or num_shown != len(pictures):
+            said = f"shows {num_shown} of {len(pictures)} pictures; use a model that was trained with pictures"
+            raise RequestError(f"the tokenizer or chat template of {self.folder.name} {said}", param="messages")
+        spread: list[int] = []
+        remaining = iter(pictures)
+        for token_id in token_ids:
+            is_picture = token_id == self.picture
+            spread += [self.start, *[token_id] * next(remaining).num_tokens, self.end] if is_picture else [token_id]
+        return spread
+
+
 def _control_offsets(encoding: Encoding, control_ids: frozenset[int]) -> Iterator[tuple[int, tuple[int, int]]]:
     for token_id, offsets in zip(encoding.ids, encoding.offsets, strict=True):
         if token_id in control_ids:
@@ -281,9 +332,8 @@ def _clean(text: str) -> str:
 
 def _clean_message(message: Message) -> Message:
     reasoning = message.reasoning_content
-    return dataclasses.replace(
-        message, content=_clean(message.content), reasoning_content=None if reasoning is None else _clean(reasoning)
-    )
+    cleaned = message.with_pieces([_clean(piece) for piece in message.pieces])
+    return dataclasses.replace(cleaned, reasoning_content=None if reasoning is None else _clean(reasoning))
 
 
 def _build_tokenizer(spec: dict[str, Any]) -> Tokenizer:

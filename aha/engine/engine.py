@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aha.engine.cache import DecodeAttention, KeyValueCache, PrefillAttention
 from aha.engine.packing import PackedWeights, Quantize
+from aha.engine.pictures import check_pixels, see
 from aha.engine.rows import Request, Rows
 from aha.engine.sampling import draw, uniforms
 from aha.errors import RequestError
@@ -120,6 +121,7 @@ class Engine:
         *,
         on_progress: Callable[[int], None] | None = None,
         on_completion: OnCompletion | None = None,
+        pixels: Sequence[Tensor | None] | None = None,
     ) -> list[list[Completion]]:
         """Complete every prompt; the parameters must not change meanwhile.
 
@@ -131,17 +133,19 @@ class Engine:
             on_progress: told the number of completions done so far whenever it grows.
             on_completion: handed every completion as soon as it ends, with the index of its prompt and of its sample;
                 sampling goes on when it returns, so that slow work belongs in another thread.
+            pixels: tiles of each prompt's pictures, as for `submit`.
 
         Returns:
             Per prompt, `num_samples` completions in the order of their index.
 
         Raises:
-            RequestError: a prompt that does not fit the model's window; nothing is sampled then.
+            RequestError: as `submit`; nothing is sampled then.
         """
         if self.has_work:
             raise RuntimeError("generate() needs an engine without submitted requests")
         each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else list(sampling)
-        requests = [self._make_request(p, s) for p, s in zip(prompts, each, strict=True)]
+        tiles = [None] * len(prompts) if pixels is None else pixels
+        requests = [self._make_request(p, s, pixels_M3YX=m) for p, s, m in zip(prompts, each, tiles, strict=True)]
         self._withdraw_stale_rows()
         self._reset_cache(requests)
         self._waiting.extend(requests)
@@ -178,13 +182,16 @@ class Engine:
                 on_progress(len(done))
         return done
 
-    def submit(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> int:
+    def submit(self, prompt_ids: Sequence[int], sampling: SamplingParams, *, pixels_M3YX: Tensor | None = None) -> int:
         """Queue a request for `step`.
 
+        Args:
+            pixels_M3YX: tiles of the pictures whose tokens are in the prompt.
+
         Raises:
-            RequestError: a prompt that does not fit the model's window.
+            RequestError: a prompt that does not fit the model's window, or pictures that do not fit the prompt.
         """
-        request = self._make_request(prompt_ids, sampling)
+        request = self._make_request(prompt_ids, sampling, pixels_M3YX=pixels_M3YX)
         self._waiting.append(request)
         return request.request_id
 
@@ -220,7 +227,9 @@ class Engine:
         self._cache = KeyValueCache(self.model.config, dtype=self.model.dtype, device=self.model.device)
         self._linear.clear()
 
-    def _make_request(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> Request:
+    def _make_request(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, pixels_M3YX: Tensor | None = None
+    ) -> Request:
         window = self.model.config.max_position_embeddings
         if not prompt_ids:
             raise RequestError("the prompt is empty; give at least one token", param="messages")
@@ -242,7 +251,9 @@ class Engine:
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._next_id += 1
         max_length = min(len(prompt_ids) + sampling.max_tokens, window)
-        return Request(self._next_id, tuple(prompt_ids), sampling, seed, max_length)
+        if pixels_M3YX is not None:
+            check_pixels(self.model, prompt_ids, pixels_M3YX=pixels_M3YX)
+        return Request(self._next_id, tuple(prompt_ids), sampling, seed, max_length, pixels_M3YX)
 
     def _advance(self) -> _Step:
         """One forward pass: the prompts of requests that can enter, or else one token for every row."""
@@ -282,6 +293,10 @@ class Engine:
             is_first = not admitted
             if (not fits and num_rows > 0) or (num_tokens > MAX_PREFILL_TOKENS and not is_first):
                 break
+            # Pictures pass alone: theirs is the time in the vision tower.
+            sees = request.pixels_M3YX is not None or any(one.pixels_M3YX is not None for one, _ in admitted)
+            if sees and not is_first:
+                break
             if not fits:
                 count = max(1, min(count, self.max_cached_tokens // longest))
             num_rows += count
@@ -300,11 +315,13 @@ class Engine:
             groups.append(self._rows.add(request, count=count))
         self._cache.reserve(self._rows.num_live, num_columns=self._rows.longest + 1)
         device = self.model.device
+        token_ids_N = torch.tensor([t for request, _ in admitted for t in request.prompt_ids], device=device)
         hidden_ND = self.model.hidden_states(
-            torch.tensor([t for request, _ in admitted for t in request.prompt_ids], device=device),
+            token_ids_N,
             positions_N=torch.cat([torch.arange(n) for n in lengths]).to(device),
             attention=PrefillAttention(self._cache, lengths=lengths, rows=groups),
             linear=self._linear,
+            embeddings_ND=see(self.model, admitted[0][0], token_ids_N=token_ids_N),
         )
         self.num_prefilled_tokens += sum(lengths)
         self.num_cached_prompt_tokens += sum(n * (len(g) - 1) for n, g in zip(lengths, groups, strict=True))

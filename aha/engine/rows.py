@@ -22,6 +22,8 @@ class Request:
     seed: int
     max_length: int
     """Prompt and completion tokens at which a sample must end."""
+    pixels_M3YX: Tensor | None = None
+    """Tiles of the prompt's pictures, until its last sample has entered the batch."""
     num_started: int = 0
     """Samples that have entered the batch."""
 
