@@ -15,14 +15,11 @@ import sys
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from aha.errors import AhaError, ConfigError
-
-if TYPE_CHECKING:
-    from aha.hub import ModelInfo
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
@@ -290,31 +287,18 @@ def export(
     print(write(model, to=to, out=out, kind=kind, keeps_adapter=adapter))
 
 
-@app.command(epilog="Example: aha models fetch smollm2")
+@app.command(epilog="Example: aha models deepseek; aha models path/to/config.json; aha models fetch smollm2")
 def models(
-    action: Annotated[str, typer.Argument(metavar="[fetch]", help="Nothing, to list; or fetch.")] = "",
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which model to fetch.")] = "",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORD...|MODEL|config.json|fetch NAME]", help="Which ones; without it, all."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models that are here or can be fetched, or fetch one."""
-    from aha import hub
+    """List models with their sizes, memory, licence and price, show one in detail, or fetch one."""
+    from aha.catalogue import run_models
 
-    if action == "fetch" and name:
-        print(hub.fetch(name))
-    elif action:
-        raise ConfigError(
-            f"{' '.join([action, name]).strip()!r} is not a command; write aha models, or aha models fetch NAME"
-        )
-    elif as_json:
-        print(json.dumps([{**asdict(info), "folder": info.folder and str(info.folder)} for info in hub.list_models()]))
-    else:
-        print("\n".join(_describe_model(info) for info in hub.list_models()))
-
-
-def _describe_model(info: ModelInfo) -> str:
-    where = str(info.folder) if info.folder else f"not here yet: aha models fetch {info.name}"
-    size = f"{info.num_parameters / 1e6:8.1f} M parameters {info.num_bytes / 1e6:8.1f} MB"
-    return f"{info.name:<10} {size}  {info.licence:<11} {where}\n{'':<10} {info.source}"
+    print(run_models(words or [], form="json" if as_json else "text"))
 
 
 @app.command(epilog="Example: aha tasks countdown:max_number=50, or aha tasks task.py")
