@@ -134,22 +134,12 @@ def num_selection_biases(config: ModelConfig) -> int:
 
 def layer_matrices(config: ModelConfig, *, index: int) -> Iterator[Matrix]:
     """The matrices of a layer that every token, or the tokens of an expert, are multiplied with; the gate aside."""
-    yield from _attention_matrices(config)
-    width, experts = config.hidden_size, config.experts
-    if experts is None or not config.is_sparse(index):
-        yield from _feed_forward(width, config.intermediate_size)
-        return
-    for matrix in _feed_forward(width, experts.intermediate_size):
-        yield matrix._replace(
-            copies=matrix.copies * experts.num_experts,
-            num_active=matrix.copies * experts.num_experts_per_token,
-            is_routed=True,
-        )
-    if experts.num_shared_experts:
-        yield from _feed_forward(width, experts.num_shared_experts * experts.intermediate_size)
+    yield from attention_matrices(config)
+    yield from feed_forward_matrices(config, index=index)
 
 
-def _attention_matrices(config: ModelConfig) -> Iterator[Matrix]:
+def attention_matrices(config: ModelConfig) -> Iterator[Matrix]:
+    """Those of a layer's attention."""
     width, mla, q_rows = config.hidden_size, config.mla, config.num_heads * config.head_dim
     if mla is None:
         kv_rows = config.num_kv_heads * config.head_dim
@@ -162,6 +152,22 @@ def _attention_matrices(config: ModelConfig) -> Iterator[Matrix]:
         yield Matrix(mla.cached_width, width)
         yield Matrix(config.num_heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank)
     yield Matrix(width, config.attended_width)
+
+
+def feed_forward_matrices(config: ModelConfig, *, index: int) -> Iterator[Matrix]:
+    """Those of a layer's feed-forward, or of its experts."""
+    width, experts = config.hidden_size, config.experts
+    if experts is None or not config.is_sparse(index):
+        yield from _feed_forward(width, config.intermediate_size)
+        return
+    for matrix in _feed_forward(width, experts.intermediate_size):
+        yield matrix._replace(
+            copies=matrix.copies * experts.num_experts,
+            num_active=matrix.copies * experts.num_experts_per_token,
+            is_routed=True,
+        )
+    if experts.num_shared_experts:
+        yield from _feed_forward(width, experts.num_shared_experts * experts.intermediate_size)
 
 
 def _feed_forward(width: int, hidden: int) -> tuple[Matrix, Matrix]:
