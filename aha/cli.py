@@ -36,6 +36,9 @@ Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:N".')]
 QuantizeOption = Annotated[
     Literal["none", "int8"], typer.Option(help="int8: a lone conversation is faster on a CPU, and a little less exact.")
 ]
+ThinkingOption = Annotated[
+    Literal["default", "on", "off"], typer.Option(help="For models whose chat template has a switch for it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens of one answer, its thinking included.")]
@@ -176,6 +179,7 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer, its thinking included.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the problems and the draws.")] = 0,
     device: Device = "auto",
+    thinking: ThinkingOption = "default",
     price: Annotated[
         str, typer.Option(help="In the price book, or dollars: an hour; of an endpoint IN/OUT per million tokens.")
     ] = "",
@@ -208,6 +212,7 @@ def evaluate(
         max_tokens=max_tokens,
         seed=seed,
         device=device,
+        thinking=thinking,
         price=price,
         budget_usd=budget_usd,
         concurrency=concurrency,
@@ -230,6 +235,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Makes the answer repeatable.")] = None,
     device: Device = "auto",
     quantize: QuantizeOption = "none",
+    thinking: ThinkingOption = "default",
     as_json: Json = False,
 ) -> None:
     """Talk to a model: its thinking, dimmed, then its answer."""
@@ -239,7 +245,7 @@ def chat(
     sampling = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     if as_json and prompt is None:
         raise ConfigError("--json answers one PROMPT; give it, e.g. aha chat MODEL 'What is 2 + 3?' --json")
-    opened = terminal.open_model(model, device=device, quantize=quantize)
+    opened = terminal.open_model(model, device=device, quantize=quantize, thinking=thinking)
     before = [Message("system", system)] if system else []
     pictures = terminal.read_pictures(opened, image or [])
     if prompt is None:
