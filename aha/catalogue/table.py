@@ -88,6 +88,10 @@ def _facts(entry: Entry, here: FreeMemory) -> Iterator[tuple[str, str]]:
             experts = config.experts
             shared = f" and {experts.num_shared_experts} shared" if experts.num_shared_experts else ""
             yield "experts", f"{experts.num_experts_per_token} of {experts.num_experts}{shared} for each token"
+        if config.vision is not None:
+            vision = config.vision
+            tower = f"a tower of {vision.num_layers} layers, {vision.hidden_size} wide"
+            yield "pictures", f"{tower}; {vision.tokens_per_tile} tokens for each tile of {vision.image_size} pixels"
         yield "context", f"{config.max_position_embeddings:,} tokens"
         per_token = cache_bytes_per_token(config)
         whole = per_token * config.max_position_embeddings / 1e9

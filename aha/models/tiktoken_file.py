@@ -58,39 +58,20 @@ def read_tiktoken(folder: Path) -> dict[str, Any]:
             f"is not known; only {TOKENIZER_CLASS} is (Kimi, Moonlight). Put a tokenizer.json beside it"
         )
     ranks = _read_ranks(path)
-    names = [_spell(token) for token in ranks]
-    merges = [
-        (_spell(token[:at]), _spell(token[at:]))
-        for token in ranks
-        for at in _splits(token, ranks)
-    ]  # fmt: skip
+    pretokenizers = [
+        {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    ]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": _control_tokens(config, num_base=len(ranks)),
         "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pretokenizers},
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,
-            "vocab": {name: rank for rank, name in enumerate(names)},
-            "merges": merges,
-        },
+        "model": _byte_pairs(ranks),
     }
 
 
@@ -132,6 +113,23 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     if max(map(len, ordered)) > _MAX_TOKEN_BYTES:
         raise ModelError(f"{path} has a token of more than {_MAX_TOKEN_BYTES} bytes")
     return ordered
+
+
+def _byte_pairs(ranks: Mapping[bytes, int]) -> dict[str, Any]:
+    """The model of a tokenizer.json; tokens that stand alone are never taken apart, as tiktoken has it."""
+    merges = [(_spell(token[:at]), _spell(token[at:])) for token in ranks for at in _splits(token, ranks)]
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": True,
+        "vocab": {_spell(token): rank for token, rank in ranks.items()},
+        "merges": merges,
+    }
 
 
 def _splits(token: bytes, ranks: Mapping[bytes, int]) -> list[int]:
