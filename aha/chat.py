@@ -12,9 +12,9 @@ import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 
@@ -70,7 +70,7 @@ class ChatFormat:
         self.stop_token_ids = self._read_stop_ids(named_tokens.get("eos_token", ""))
         """Tokens that end a turn; the first is the one that this format writes itself."""
         self._frames: dict[str, Frame] = {}
-        self._picture_tokens = PictureTokens.find(folder, named_tokens=named_tokens, token_id=self._token_id)
+        self._picture_tokens = self._find_picture_tokens(named_tokens)
 
     @classmethod
     def load(cls, folder: Path | str) -> ChatFormat:
@@ -122,9 +122,14 @@ class ChatFormat:
                 pictures that the template does not show.
         """
         messages = [_clean_message(message) for message in messages]
-        token_ids = self._render(messages, add_generation_prompt=add_generation_prompt)
         pictures = [picture for message in messages for picture in message.pictures]
-        return self._picture_tokens.spread(token_ids, pictures=pictures) if pictures else token_ids
+        if not pictures:
+            return self._render(messages, add_generation_prompt=add_generation_prompt)
+        if self._picture_tokens is None:
+            said = f"{self.folder.name} has no tokens for pictures; use a model that was trained with them"
+            raise RequestError(said, param="messages")
+        token_ids = self._render(messages, add_generation_prompt=add_generation_prompt)
+        return self._picture_tokens.spread(token_ids, pictures=pictures)
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
         """The prompt with one token for each picture."""
@@ -273,6 +278,15 @@ class ChatFormat:
     def _token_id(self, text: str) -> int | None:
         return self._tokenizer.token_to_id(text)
 
+    def _find_picture_tokens(self, named_tokens: dict[str, str]) -> PictureTokens | None:
+        """The picture's by its id in config.json, the two around it by their names in the tokenizer's files."""
+        picture = _read_json(self.folder / "config.json").get("image_token_id")
+        start = self._token_id(named_tokens.get("start_image_token", "<img>"))
+        end = self._token_id(named_tokens.get("end_image_token", "</img>"))
+        if not isinstance(picture, int) or start is None or end is None:
+            return None
+        return PictureTokens(picture, start, end)
+
     def _read_stop_ids(self, eos_token: str) -> tuple[int, ...]:
         """The tokenizer's end of turn, then the generation defaults; config.json only where those say nothing."""
         found: list[int] = []
@@ -280,43 +294,33 @@ class ChatFormat:
         if end_of_turn is not None:
             found.append(end_of_turn)
         for name in ("generation_config.json", "config.json"):
-            value = _read_json(self.folder / name).get("eos_token_id")
+            raw = _read_json(self.folder / name)
+            text = raw.get("text_config")  # of a model that sees, whose outer part names no tokens
+            value = raw.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
             found += value if isinstance(value, list) else [] if value is None else [value]
             if value is not None:
                 break
         return tuple(dict.fromkeys(int(i) for i in found))
 
 
-@dataclasses.dataclass(frozen=True)
-class PictureTokens:
-    """The tokens that stand for pictures in a prompt; None where the model has no such token."""
+class PictureTokens(NamedTuple):
+    """The tokens that a picture is in a prompt."""
 
-    folder: Path
-    picture: int | None
-    start: int | None
-    end: int | None
-
-    @classmethod
-    def find(
-        cls, folder: Path, *, named_tokens: dict[str, str], token_id: Callable[[str], int | None]
-    ) -> PictureTokens:
-        """The picture's by its id in config.json, the two that enclose it by their names in the tokenizer's files."""
-        picture = _read_json(folder / "config.json").get("image_token_id")
-        start, end = (
-            named_tokens.get(f"{name}_image_token", text) for name, text in (("start", "<img>"), ("end", "</img>"))
-        )
-        return cls(folder, picture if isinstance(picture, int) else None, token_id(start), token_id(end))
+    picture: int
+    """As often as the picture has features."""
+    start: int
+    end: int
 
     def spread(self, token_ids: Sequence[int], *, pictures: Sequence[Picture]) -> list[int]:
         """A prompt in which each picture is its own number of tokens, not one.
 
         Raises:
-            RequestError: the model or its template has no place for them.
+            RequestError: the template has not written one for each picture.
         """
-        num_shown = 0 if self.picture is None else list(token_ids).count(self.picture)
-        if self.start is None or self.end is None or num_shown != len(pictures):
-            said = f"shows {num_shown} of {len(pictures)} pictures; use a model that was trained with pictures"
-            raise RequestError(f"the tokenizer or chat template of {self.folder.name} {said}", param="messages")
+        num_shown = list(token_ids).count(self.picture)
+        if num_shown != len(pictures):
+            said = f"the chat template shows {num_shown} of {len(pictures)} pictures"
+            raise RequestError(f"{said}; use the one that the model was trained with", param="messages")
         spread: list[int] = []
         remaining = iter(pictures)
         for token_id in token_ids:

@@ -246,6 +246,10 @@ class EngineThread:
         by_request: dict[int, list[EngineEvent]] = {}
         for event in events:
             by_request.setdefault(event.request_id, []).append(event)
+        look = self.engine.unseen.last_look
+        if look is not None:
+            self._running[look.request_id].engine_ns += look.elapsed_ns
+            elapsed_ns -= look.elapsed_ns
         self._charge(by_request, elapsed_ns=elapsed_ns)
         self._tell([self._news(request_id, of_request) for request_id, of_request in by_request.items()])
 
