@@ -16,6 +16,7 @@ from aha.errors import ModelError, RequestError
 from aha.images import PictureReader, read_file, stack_pixels
 from aha.models import Transformer, load_model
 from aha.streaming import Delta
+from aha.template import Thinking
 from aha.train.console import printable
 from aha.types import Message, Picture, SamplingParams
 
@@ -32,10 +33,13 @@ class OpenModel:
     engine: Engine
 
 
-def open_model(name: str, *, device: str = "auto", quantize: Quantize = "none") -> OpenModel:
+def open_model(
+    name: str, *, device: str = "auto", quantize: Quantize = "none", thinking: Thinking = "default"
+) -> OpenModel:
     """Load what MODEL names: a folder, a run, a built-in or fetched model.
 
     Args:
+        thinking: "on" or "off" throws the switch that the chat templates of some models have.
         quantize: "int8" speeds up a conversation on a CPU, see `aha.engine.PackedWeights`.
 
     Raises:
@@ -44,7 +48,7 @@ def open_model(name: str, *, device: str = "auto", quantize: Quantize = "none") 
     folder = hub.resolve(name)
     # Between 8-bit products float32 is the faster: bfloat16 would be converted there and back each time.
     model = load_model(folder, dtype="float32" if quantize == "int8" else "auto", device=device, resolve=hub.resolve)
-    chat = ChatFormat.load(folder)
+    chat = ChatFormat.load(folder).with_thinking(thinking)
     engine = Engine(model, decode=chat.decode, stop_token_ids=chat.stop_token_ids, quantize=quantize)
     return OpenModel(folder, model, chat, engine)
 
