@@ -148,7 +148,7 @@ def test_configuration_with_code_is_shown_for_planning_and_the_code_is_named(tmp
     [
         ({"model_type": "gpt_oss"}, "unknown model_type 'gpt_oss'.*deepseek_v3.*internvl.*qwen3_moe"),
         ({"model_type": ["llama"]}, "unknown model_type"),
-        ({"num_hidden_layers": 10**9}, "are no model's"),
+        ({"num_hidden_layers": 10**9}, "at most 10000 layers"),
         ({"hidden_size": 10**12, "head_dim": 4}, "are no model's"),
         ({"vocab_size": 10**9, "hidden_size": 10**9, "head_dim": 4, "intermediate_size": 10**9}, "are no model's"),
         ({"hidden_size": "64"}, "must be a whole number"),

@@ -13,7 +13,7 @@ from aha.models.config import ExpertsShape, LatentAttentionShape, ModelConfig, M
 from aha.models.config_keys import refuse_unknown_keys
 from aha.models.config_rope import dump_rope, read_rope
 from aha.models.config_values import flag, number, token_id, whole_number
-from aha.models.fp8_files import Fp8Format, parse_fp8
+from aha.models.fp8_config import Fp8Format, parse_fp8
 from aha.models.vision_config import VisionShape, dump_vision, read_vision
 
 # Class defaults of the transformers configurations: what a missing key means.

@@ -77,7 +77,7 @@ def test_counts_are_those_of_the_modules_of_every_kind() -> None:
     latent = V3 | small | heads | {
         "moe_intermediate_size": 9, "kv_lora_rank": 13, "q_lora_rank": 11, "qk_nope_head_dim": 5, "qk_rope_head_dim": 6,
         "v_head_dim": 7, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
-        "first_k_dense_replace": 1, "num_nextn_predict_layers": 2, "n_shared_experts": 3,
+        "first_k_dense_replace": 1, "num_nextn_predict_layers": 2, "n_shared_experts": 3, "num_key_value_heads": 4,
     }  # fmt: skip
     experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 9, "head_dim": 10}
     vision = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12,
