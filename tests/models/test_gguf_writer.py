@@ -14,7 +14,8 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from aha.errors import ModelError
 from aha.models import Llama3Rope, ModelConfig, Transformer, attach_lora, build_model, load_model
-from aha.models.gguf import SPLITTERS, assemble_tokenizer, convert_gguf
+from aha.models.gguf import convert_gguf
+from aha.models.gguf_tokenizer import SPLITTERS, assemble_tokenizer
 from aha.models.gguf_writer import GGUF_KINDS, read_vocabulary, write_gguf
 from aha.models.lora import adapters
 from aha.models.tokenizer import build_tokenizer, save_tokenizer
