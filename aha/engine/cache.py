@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +21,17 @@ class LayerViews(NamedTuple):
     keys_NCS: Tensor
     """N = B*K: of the live rows, dense but for the exchange of the last two axes."""
     values_NSC: Tensor
+    """With MLA the keys themselves: the values are their first channels."""
     key_cells: Tensor
     """(cells, C), one cell for each row, key head and position of the whole layer."""
-    value_cells: Tensor
+    value_cells: Tensor | None
+    """None with MLA."""
 
 
 class KeyValueCache:
     """One row per running completion; a row's token at position p lies at column p.
+
+    With MLA a token has one cell, its latent and its rotated key; else one cell for each key head's key and value.
 
     Rows 0 to B-1 are live: rows that retire are overwritten by the last ones, so every product runs over a dense block.
     A block stays dense by reaching over all columns, used or not: oneDNN copies any other before it multiplies, which
@@ -43,7 +47,7 @@ class KeyValueCache:
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         self._config = config
         self._layers: list[Tensor] = []
-        """Keys and values of each layer: (2, B, K, S, C), views of `_blocks`."""
+        """Keys and values of each layer: (2, B, K, S, C), with MLA (1, B, 1, S, R); views of `_blocks`."""
         # Zeros where nothing is cached, here and below: a masked value is still multiplied by 0, and 0 x NaN is NaN.
         self._blocks = [torch.zeros(0, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self._spare = torch.zeros(0, dtype=dtype, device=device)
@@ -60,8 +64,18 @@ class KeyValueCache:
         return self._spare.device
 
     @property
+    def is_latent(self) -> bool:
+        return self._config.mla is not None
+
+    @property
     def num_kv_heads(self) -> int:
-        return self._config.num_kv_heads
+        """Cells of a token."""
+        return 1 if self.is_latent else self._config.num_kv_heads
+
+    @property
+    def width(self) -> int:
+        """Channels of a cell."""
+        return self._config.head_dim if self._config.mla is None else self._config.mla.cached_width
 
     @property
     def num_rows(self) -> int:
@@ -109,7 +123,7 @@ class KeyValueCache:
 
     def _shape(self, num_rows: int, num_columns: int) -> tuple[int, int, int, int, int]:
         rounded = -(-num_columns // LENGTH_QUANTUM) * LENGTH_QUANTUM
-        return (2, num_rows, self._config.num_kv_heads, rounded, self._config.head_dim)
+        return (1 if self.is_latent else 2, num_rows, self.num_kv_heads, rounded, self.width)
 
     def move(self, sources: Tensor, *, targets: Tensor, num_columns: int) -> None:
         """Copy the first columns of rows onto other rows."""
@@ -127,13 +141,24 @@ class KeyValueCache:
         """Views for each layer, of the first rows. Made once for many steps: views are slow."""
         if not self._views or self._num_viewed_rows != num_rows:
             blocks = [layer[:, :num_rows].flatten(1, 2) for layer in self._layers]
-            cells = [layer.view(2, -1, self._config.head_dim) for layer in self._layers]
+            cells = [layer.view(len(layer), -1, self.width) for layer in self._layers]
             self._views = [
-                LayerViews(block[0].transpose(1, 2), block[1], cell[0], cell[1])
+                # block[-1]: of one plane the first is the last.
+                LayerViews(block[0].transpose(1, 2), block[-1], cell[0], cell[1] if len(cell) > 1 else None)
                 for block, cell in zip(blocks, cells, strict=True)
             ]
             self._num_viewed_rows = num_rows
         return self._views
+
+
+def _write(views: LayerViews, slots: Tensor, k_NKC: Tensor, v_NKC: Tensor, latent_NR: Tensor | None) -> None:
+    """Put tokens into their cells: keys and values, or the latent instead of both."""
+    if views.value_cells is None:
+        assert latent_NR is not None
+        views.key_cells.index_copy_(0, slots, latent_NR)
+    else:
+        views.key_cells.index_copy_(0, slots, k_NKC.flatten(0, 1))
+        views.value_cells.index_copy_(0, slots, v_NKC.flatten(0, 1))
 
 
 def _at_least(block: Tensor, *, num_elements: int) -> Tensor:
@@ -156,6 +181,7 @@ class PrefillAttention:
 
     def __init__(self, cache: KeyValueCache, *, lengths: Sequence[int], rows: Sequence[Sequence[int]]) -> None:
         self._views = cache.views(0)
+        self.form: Literal["expanded"] = "expanded"
         self._inner = PackedAttention(lengths)
         sources, target_rows, columns = [], [], []
         start = 0
@@ -169,11 +195,22 @@ class PrefillAttention:
         self._sources_N = torch.cat(sources).to(device)
         self._slots = cache.slots(torch.cat(target_rows).to(device), columns_N=torch.cat(columns).to(device))
 
-    def __call__(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
-        views = self._views[layer]
-        views.key_cells.index_copy_(0, self._slots, k_NKC[self._sources_N].flatten(0, 1))
-        views.value_cells.index_copy_(0, self._slots, v_NKC[self._sources_N].flatten(0, 1))
-        return self._inner(layer, q_NHC, k_NKC, v_NKC)
+    def __call__(
+        self,
+        layer: int,
+        q_NHC: Tensor,
+        k_NKC: Tensor,
+        v_NKC: Tensor,
+        /,
+        *,
+        scale: float,
+        latent_NR: Tensor | None = None,
+    ) -> Tensor:
+        sources_N = self._sources_N
+        kept_NR = None if latent_NR is None else latent_NR[sources_N]
+        k_kept, v_kept = (k_NKC, v_NKC) if kept_NR is not None else (k_NKC[sources_N], v_NKC[sources_N])
+        _write(self._views[layer], self._slots, k_kept, v_kept, kept_NR)
+        return self._inner(layer, q_NHC, k_NKC, v_NKC, scale=scale)
 
 
 class DecodeAttention:
@@ -189,6 +226,7 @@ class DecodeAttention:
 
     def __init__(self, cache: KeyValueCache, *, lengths_B: Tensor) -> None:
         self._views = cache.views(len(lengths_B))
+        self.form: Literal["expanded", "latent"] = "latent" if cache.is_latent else "expanded"
         self._slots = cache.slots(torch.arange(len(lengths_B), device=lengths_B.device), columns_N=lengths_B)
         # A row of -inf behind each row's length, for every key head: the products start from it.
         columns_1S = torch.arange(cache.num_columns, device=cache.device).unsqueeze(0)
@@ -196,13 +234,24 @@ class DecodeAttention:
         bias_BS.masked_fill_(columns_1S > lengths_B.unsqueeze(1), -math.inf)
         self._bias_N1S = bias_BS.repeat_interleave(cache.num_kv_heads, dim=0).unsqueeze(1)  # N = B*K
 
-    def __call__(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
-        num_rows, num_heads, head_dim = q_NHC.shape
+    def __call__(
+        self,
+        layer: int,
+        q_NHC: Tensor,
+        k_NKC: Tensor,
+        v_NKC: Tensor,
+        /,
+        *,
+        scale: float,
+        latent_NR: Tensor | None = None,
+    ) -> Tensor:
+        num_rows, num_heads, width = q_NHC.shape
         num_kv_heads = k_NKC.shape[1]
         views = self._views[layer]
-        views.key_cells.index_copy_(0, self._slots, k_NKC.flatten(0, 1))
-        views.value_cells.index_copy_(0, self._slots, v_NKC.flatten(0, 1))
+        _write(views, self._slots, k_NKC, v_NKC, latent_NR)
         # Query heads that share a key head are the rows of one small product: nothing is repeated.
-        queries = q_NHC.reshape(num_rows * num_kv_heads, num_heads // num_kv_heads, head_dim)
-        scores = torch.baddbmm(self._bias_N1S, queries, views.keys_NCS, alpha=head_dim**-0.5)
-        return torch.bmm(scores.softmax(dim=-1), views.values_NSC).view(num_rows, num_heads, head_dim)
+        queries = q_NHC.reshape(num_rows * num_kv_heads, num_heads // num_kv_heads, width)
+        scores = torch.baddbmm(self._bias_N1S, queries, views.keys_NCS, alpha=scale)
+        attended = torch.bmm(scores.softmax(dim=-1), views.values_NSC).view(num_rows, num_heads, width)
+        # MLA's values are the first channels of its keys. All are multiplied: a narrower view would be copied first.
+        return attended[..., : v_NKC.shape[-1]]

@@ -11,7 +11,9 @@ from aha.models.checkpoint import (
     load_model,
     save_model,
 )
-from aha.models.config import Llama3Rope, ModelConfig, dump_config, parse_config, read_config
+from aha.models.config import ExpertsShape, LatentAttentionShape, Llama3Rope, ModelConfig, YarnRope
+from aha.models.config_files import dump_config, parse_config, read_config
+from aha.models.experts import Routing
 from aha.models.lora import (
     BaseWeights,
     Lora,
@@ -23,9 +25,17 @@ from aha.models.lora import (
     reset_lora,
     without_adapter,
 )
-from aha.models.transformer import Attention, Linear, Transformer
+from aha.models.projection import Attention, Linear
+from aha.models.transformer import Transformer
 
-ARCHITECTURES: dict[str, type[Transformer]] = {"llama": Transformer, "qwen2": Transformer, "qwen3": Transformer}
+ARCHITECTURES: dict[str, type[Transformer]] = {
+    "llama": Transformer,
+    "qwen2": Transformer,
+    "qwen3": Transformer,
+    "qwen3_moe": Transformer,
+    "deepseek_v3": Transformer,
+    "kimi_k2": Transformer,
+}
 """model_type of config.json -> the module that computes it."""
 
 __all__ = [
@@ -33,13 +43,17 @@ __all__ = [
     "Attention",
     "BaseWeights",
     "DType",
+    "ExpertsShape",
+    "LatentAttentionShape",
     "Linear",
     "Llama3Rope",
     "Lora",
     "LoraTargets",
     "ModelConfig",
     "PackedAttention",
+    "Routing",
     "Transformer",
+    "YarnRope",
     "attach_lora",
     "build_model",
     "choose_device",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from aha.errors import ModelError
 from aha.models.checkpoint import DType, load_model, weight_files
-from aha.models.config import dump_config
+from aha.models.config_files import dump_config
 from aha.models.lora import BaseWeights, Lora, adapters, attach_parts
 from aha.models.transformer import Transformer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,31 @@ class PackedAttention:
         documents = list(torch.arange(sum(lengths)).split(self._lengths)) if rows is None else list(rows)
         self._gathers, self._restore_N = _plan_buckets(documents)
 
-    def __call__(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
+    @property
+    def form(self) -> Literal["expanded"]:
+        return "expanded"
+
+    def __call__(
+        self,
+        layer: int,
+        q_NHC: Tensor,
+        k_NKC: Tensor,
+        v_NKC: Tensor,
+        /,
+        *,
+        scale: float,
+        latent_NR: Tensor | None = None,
+    ) -> Tensor:
+        missing = k_NKC.shape[-1] - v_NKC.shape[-1]
+        if not missing:
+            return self._attend(q_NHC, k_NKC, v_NKC, scale)
+        # MLA's values are narrower than its keys; fused kernels and the one gather below want them equal.
+        return self._attend(q_NHC, k_NKC, F.pad(v_NKC, (0, missing)), scale)[..., :-missing]
+
+    def _attend(self, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, scale: float) -> Tensor:
         if self._is_one_block:
             shape = (len(self._lengths), self._lengths[0])
-            return _causal(*(x.unflatten(0, shape) for x in (q_NHC, k_NKC, v_NKC))).flatten(0, 1)
+            return _causal(*(x.unflatten(0, shape) for x in (q_NHC, k_NKC, v_NKC)), scale=scale).flatten(0, 1)
         num_q, num_kv = q_NHC.shape[1], k_NKC.shape[1]
         qkv = torch.cat((q_NHC, k_NKC, v_NKC), dim=1)
         parts = []
@@ -49,7 +71,7 @@ class PackedAttention:
             num_weights = gather_BT.numel() * gather_BT.shape[1]
             is_plain = qkv.device.type == "cpu" and num_weights <= MAX_PLAIN_LENGTH * len(qkv)
             attend = _causal_by_products if is_plain else _causal
-            parts.append(attend(*block.split((num_q, num_kv, num_kv), dim=2)).flatten(0, 1))
+            parts.append(attend(*block.split((num_q, num_kv, num_kv), dim=2), scale=scale).flatten(0, 1))
         return torch.cat(parts).index_select(0, self._restore_N.to(q_NHC.device))
 
 
@@ -78,15 +100,17 @@ def _plan_buckets(documents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     return gathers, restore_N
 
 
-def _causal(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
+def _causal(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, *, scale: float) -> Tensor:
     """Causal softmax attention of equally long sequences: (B, T, H, C)."""
     q_BHTC, k_BKTC, v_BKTC = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
     is_grouped = q_BHTC.shape[1] != k_BKTC.shape[1]
-    attended_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=is_grouped)
+    attended_BHTC = F.scaled_dot_product_attention(
+        q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=is_grouped, scale=scale
+    )
     return attended_BHTC.transpose(1, 2)
 
 
-def _causal_by_products(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
+def _causal_by_products(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, *, scale: float) -> Tensor:
     """The same as two batched products and a softmax, which keeps all weights in memory.
 
     On a CPU the fused kernel's backward pass takes four times as long as this one's (docs/LOG.md).
@@ -101,6 +125,6 @@ def _causal_by_products(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tenso
     k_NCT = k_BTKC.permute(0, 2, 3, 1).reshape(batch * num_kv, head_dim, length)
     v_NTC = v_BTKC.transpose(1, 2).reshape(batch * num_kv, length, head_dim)
     bias_TT = q_BTHC.new_full((length, length), -math.inf).triu_(1)
-    scores_NRT = torch.baddbmm(bias_TT.repeat(group, 1), q_NRC, k_NCT, alpha=head_dim**-0.5)
+    scores_NRT = torch.baddbmm(bias_TT.repeat(group, 1), q_NRC, k_NCT, alpha=scale)
     attended_NRC = torch.bmm(scores_NRT.softmax(dim=-1), v_NTC)
     return attended_NRC.view(batch, num_kv, group, length, head_dim).permute(0, 3, 1, 2, 4).flatten(2, 3)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,22 +18,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aha.errors import ModelError
-from aha.models.config import ModelConfig, dump_config, read_config
-from aha.models.lora import FUSED, adapters
+from aha.models.config import ModelConfig
+from aha.models.config_files import dump_config, read_config
+from aha.models.lora import adapters
+from aha.models.projection import HasStoredParts
 from aha.models.transformer import Transformer
 
 DType = Literal["auto", "float32", "bfloat16"]
 
-# Our parameter -> the Hugging Face tensors that it holds one above the other.
-_TOP = {"embed_tokens": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}
-_NORMS = {
-    "input_norm": "input_layernorm.weight",
-    "post_attention_norm": "post_attention_layernorm.weight",
-    "q_norm": "self_attn.q_norm.weight",
-    "k_norm": "self_attn.k_norm.weight",
-}
 # Buffers that old checkpoints carry and that follow from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+_SHARED_WITH_MTP = re.compile(r"model\.layers\.(\d+)\.(?:embed_tokens|shared_head\.head)\.weight")
+_FLOAT32_SUFFIXES = ("e_score_correction_bias",)
 _FLOATS = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the dtypes that are weights; integers and 8-bit floats are somebody's quantisation."""
 
@@ -92,11 +90,11 @@ def load_model(
     folder = Path(folder)
     if is_adapter_folder(folder):
         return load_adapter_folder(folder, dtype=dtype, device=device, resolve=resolve)
-    config = read_config(folder)
     files = weight_files(folder)
+    config = _without_absent_mtp(read_config(folder), files=files)
     _check_tensors(build_model(config, device="meta"), folder=folder, files=files)
     model = build_model(config, dtype=dtype, device=device)
-    targets = {hf: part for hf, _, part in _tensor_slices(model)}
+    targets = dict(stored_tensors(model))
     with torch.no_grad():
         for path in files:
             with _open(path) as file:
@@ -107,14 +105,36 @@ def load_model(
     return model
 
 
+def _without_absent_mtp(config: ModelConfig, *, files: list[Path]) -> ModelConfig:
+    """Files without any tensor of multi-token prediction, as transformers saves them, are the model without it."""
+    if not config.num_mtp_layers:
+        return config
+    behind = f"model.layers.{config.num_layers}."
+    for path in files:
+        with _open(path) as file:
+            if any(name.startswith(behind) for name in file.keys()):  # noqa: SIM118 - no dict
+                return config
+    return dataclasses.replace(config, num_mtp_layers=0)
+
+
+def _is_ignored(name: str, *, config: ModelConfig) -> bool:
+    """What follows from the configuration or is written twice, and is not read."""
+    if name == "lm_head.weight":
+        return config.tie_word_embeddings
+    # Multi-token prediction shares embedding and head; files repeat them.
+    match = _SHARED_WITH_MTP.fullmatch(name)
+    is_repeated = match is not None and int(match[1]) >= config.num_layers
+    return is_repeated or name.endswith(_IGNORED_SUFFIXES)
+
+
 def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> None:
     """Compare what the files declare with what the model needs, before anything is allocated."""
-    targets = {hf: part for hf, _, part in _tensor_slices(model)}
+    targets = dict(stored_tensors(model))
     seen: set[str] = set()
     for path in files:
         with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
-                if name.endswith(_IGNORED_SUFFIXES) or (name == "lm_head.weight" and model.config.tie_word_embeddings):
+                if _is_ignored(name, config=model.config):
                     continue
                 if name not in targets:
                     raise ModelError(f"{path}: unexpected tensor {name!r}; is config.json of another model?")
@@ -146,7 +166,11 @@ def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> No
         ModelError: the folder cannot be written, or the disk is full.
     """
     target = model.dtype if dtype == "auto" else choose_dtype(dtype, device=model.device)
-    tensors = {name: values.to("cpu", target).contiguous() for name, values in merged_tensors(model)}
+    tensors = {
+        # What is float32 in a bfloat16 model is so for a reason: a gate's selection bias.
+        name: values.to("cpu", torch.float32 if name.endswith(_FLOAT32_SUFFIXES) else target).contiguous()
+        for name, values in merged_tensors(model)
+    }
     config = dump_config(model.config, dtype=str(target).removeprefix("torch."))
     temporary = folder / f".model.safetensors.{os.getpid()}"
     try:
@@ -168,7 +192,7 @@ def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> No
 def merged_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face name, values) of a model's tensors; those that have an adapter merged, in float32."""
     deltas = {f"model.{name}.weight": (low_rank, name) for _, low_rank in adapters(model) for name in low_rank.rows}
-    for hf_name, _, part in _tensor_slices(model):
+    for hf_name, part in stored_tensors(model):
         values = part.detach()
         if hf_name in deltas:
             low_rank, name = deltas[hf_name]
@@ -212,22 +236,18 @@ def _finite(tensor: Tensor, *, name: str, path: Path) -> Tensor:
     return tensor
 
 
-def _tensor_slices(model: Transformer) -> Iterator[tuple[str, str, Tensor]]:
-    """(Hugging Face name, our name, the view of our parameter that holds it); adapters are not among them."""
-    config = model.config
-    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    splits = {"qkv_proj": (q_rows, kv_rows, kv_rows), "gate_up_proj": (config.intermediate_size,) * 2}
-    for ours, parameter in model.named_parameters():
-        if ".adapter." in ours:
-            continue
-        if ours in _TOP:
-            yield _TOP[ours], ours, parameter
-            continue
-        _, index, name, *rest = ours.split(".")
-        prefix = f"model.layers.{index}."
-        if name in _NORMS:
-            yield prefix + _NORMS[name], ours, parameter
-            continue
-        parts = parameter.split(splits.get(name, (len(parameter),)))
-        for hf_name, part in zip(FUSED[name], parts, strict=True):
-            yield f"{prefix}{hf_name}.{rest[0]}", ours, part
+def stored_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, the view of our parameter or buffer that holds it); adapters are not among them."""
+    for ours, module in model.named_modules():
+        if isinstance(module, HasStoredParts) and ".adapter" not in ours:
+            prefix = _place(ours, num_layers=model.config.num_layers)
+            yield from ((prefix + part.hf_name, part.view) for part in module.stored_parts())
+
+
+def _place(ours: str, *, num_layers: int) -> str:
+    """What the names of a module's tensors begin with: multi-token prediction is numbered behind the layers."""
+    kind, _, rest = ours.partition(".")
+    if kind not in ("layers", "mtp"):
+        return ""
+    index = int(rest.partition(".")[0]) + (num_layers if kind == "mtp" else 0)
+    return f"model.layers.{index}."

@@ -1,17 +1,14 @@
-"""Configurations of dense decoders, read from and written to both Hugging Face dialects."""
+"""Shapes of decoders: what a config.json comes to, whatever family and dialect it is in."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
-from aha.errors import ModelError, unknown_name
+from aha.errors import ModelError
 
-ModelType = Literal["llama", "qwen2", "qwen3"]
+ModelType = Literal["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +28,136 @@ class Llama3Rope:
 
 
 @dataclass(frozen=True, kw_only=True)
+class YarnRope:
+    """YaRN (arXiv:2309.00071 §3.2-3.4): long wavelengths are stretched, and the attention's temperature follows."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    """Rotations over the original window from which a wavelength is kept."""
+    beta_slow: float = 1.0
+    """Rotations below which it is stretched by the whole factor."""
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    """DeepSeek's two weights of the temperature; with this one, its square multiplies the softmax scale."""
+    attention_factor: float | None = None
+    """What cos and sin are multiplied by; None: it follows from the factor."""
+    truncate: bool = True
+    """Whether the bounds of the blended wavelengths are rounded to whole channels."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.factor < math.inf and 0 < self.beta_slow <= self.beta_fast < math.inf):
+            raise ModelError(f"yarn rope scaling needs factor >= 1 and 0 < beta_slow <= beta_fast, got {self}")
+        if self.original_max_position_embeddings < 1:
+            raise ModelError("yarn rope scaling needs original_max_position_embeddings of at least 1")
+
+    @property
+    def rotation_scale(self) -> float:
+        """What cos and sin are multiplied by: 1 for DeepSeek-V3 and Kimi-K2, 0.1 ln(factor) + 1 without mscale."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._temperature(self.mscale) / self._temperature(self.mscale_all_dim)
+        return self._temperature(1.0)
+
+    @property
+    def softmax_scale(self) -> float:
+        """What MLA's softmax scale is multiplied by: m**2 with m = 0.1 mscale_all_dim ln(factor) + 1."""
+        return self._temperature(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
+
+    def _temperature(self, mscale: float) -> float:
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+RopeScaling = Llama3Rope | YarnRope | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttentionShape:
+    """Multi-head latent attention (DeepSeek-V3 report, arXiv:2412.19437 §2.1.1)."""
+
+    q_lora_rank: int | None
+    """Width of the queries' latent, d'_c; None: queries are projected in one step (Moonlight)."""
+    kv_lora_rank: int
+    """Width of the latent that is cached, d_c (R)."""
+    qk_nope_head_dim: int
+    """Channels of a head's query and key without positions, d_h."""
+    qk_rope_head_dim: int
+    """Rotated channels, d_h^R; one key for all heads has them, and it is cached too."""
+    v_head_dim: int
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        if self.q_lora_rank is not None and self.q_lora_rank < 1:
+            raise ModelError(f"q_lora_rank must be null or at least 1, got {self.q_lora_rank}")
+        if self.qk_rope_head_dim % 2:
+            raise ModelError(f"qk_rope_head_dim must be even for rotary positions, got {self.qk_rope_head_dim}")
+
+    @property
+    def cached_width(self) -> int:
+        """Numbers cached for each token and layer: the latent, then the rotated key."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsShape:
+    """Sparse experts: DeepSeekMoE's sigmoid scores with a selection bias (arXiv:2412.19437 §2.1.2), or softmax."""
+
+    num_experts: int
+    """Routed experts, E."""
+    num_experts_per_token: int
+    """k."""
+    intermediate_size: int
+    """Width of one expert, F."""
+    num_shared_experts: int = 0
+    """Experts that see every token; they are one gated feed-forward of so many widths."""
+    scoring: Literal["softmax", "sigmoid"]
+    has_selection_bias: bool
+    """Whether a bias that balances the load takes part in choosing experts, and in nothing else."""
+    num_groups: int = 1
+    num_groups_per_token: int = 1
+    """Experts are chosen within so many of the groups (node-limited routing)."""
+    renormalises: bool = True
+    """Whether the k weights are divided by their sum."""
+    scaling_factor: float = 1.0
+    """What the k weights are multiplied by then."""
+    first_layer: int = 0
+    """Layers before it are dense."""
+    layer_step: int = 1
+    """Layer i from there on is sparse if i + 1 is a multiple of this, or always with 1."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers that are dense besides."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_experts", "num_experts_per_token", "intermediate_size", "num_groups",
+                        "num_groups_per_token", "layer_step")  # fmt: skip
+        if self.num_experts_per_token > self.num_experts:
+            raise ModelError(f"num_experts_per_tok {self.num_experts_per_token} exceeds {self.num_experts} experts")
+        if self.num_experts % self.num_groups or self.num_groups_per_token > self.num_groups:
+            raise ModelError(
+                f"n_group {self.num_groups} must divide {self.num_experts} experts and be at least topk_group "
+                f"{self.num_groups_per_token}"
+            )
+        group_size = self.num_experts // self.num_groups
+        if self.num_groups > 1 and (
+            group_size < 2 or self.num_groups_per_token * group_size < self.num_experts_per_token
+        ):
+            raise ModelError(
+                f"topk_group {self.num_groups_per_token} of {self.num_groups} groups of {group_size} experts cannot "
+                f"give {self.num_experts_per_token} experts; groups need two experts at least"
+            )
+        if not (math.isfinite(self.scaling_factor) and self.scaling_factor > 0):
+            raise ModelError(f"routed_scaling_factor must be above 0 and finite, got {self.scaling_factor}")
+
+    def has_layer(self, index: int) -> bool:
+        """Whether layer `index` has experts."""
+        is_due = index >= self.first_layer and (index + 1) % self.layer_step == 0
+        return is_due and index not in self.dense_layers
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a dense decoder-only transformer."""
+    """Shape of a decoder-only transformer."""
 
     model_type: ModelType
     vocab_size: int
@@ -46,12 +171,14 @@ class ModelConfig:
     num_kv_heads: int
     """Key/value heads, K; divides `num_heads`."""
     head_dim: int
-    """C; need not be hidden_size / num_heads."""
+    """C, channels of a query head; need not be hidden_size / num_heads."""
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
-    rope_scaling: Llama3Rope | float | None = None
-    """None is plain RoPE; a number divides every position ("linear"); Llama3Rope stretches by frequency."""
+    rope_scaling: RopeScaling = None
+    """None is plain RoPE; a number divides every position ("linear"); the others stretch by frequency."""
+    rope_interleaved: bool = False
+    """Whether channels 2i and 2i+1 are a pair (DeepSeek), or channels i and i + C/2 (all others)."""
     tie_word_embeddings: bool = False
     has_qkv_bias: bool = False
     has_output_bias: bool = False
@@ -59,15 +186,21 @@ class ModelConfig:
     has_mlp_bias: bool = False
     has_qk_norm: bool = False
     """RMS norm over each query and key head before RoPE (Qwen3)."""
+    mla: LatentAttentionShape | None = None
+    """None: grouped-query attention."""
+    experts: ExpertsShape | None = None
+    """None: every layer is dense."""
+    num_mtp_layers: int = 0
+    """Multi-token prediction modules behind the last layer (arXiv:2412.19437 §2.2)."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
-                     "head_dim", "max_position_embeddings"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ModelError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _check_positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
+                        "num_kv_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+        if self.num_mtp_layers < 0:
+            raise ModelError(f"num_nextn_predict_layers must be at least 0, got {self.num_mtp_layers}")
         for name in ("rms_norm_eps", "rope_theta"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ModelError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
@@ -77,176 +210,39 @@ class ModelConfig:
             raise ModelError(
                 f"num_key_value_heads {self.num_kv_heads} must divide num_attention_heads {self.num_heads}"
             )
-        if self.head_dim % 2:
-            raise ModelError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        if self.rope_dim % 2:
+            raise ModelError(f"head_dim must be even for rotary positions, got {self.rope_dim}")
+
+    @property
+    def rope_dim(self) -> int:
+        """Channels of a head that are rotated."""
+        return self.head_dim if self.mla is None else self.mla.qk_rope_head_dim
+
+    @property
+    def attended_width(self) -> int:
+        """Channels of what attention gives, all heads together: the output projection's inputs."""
+        return self.num_heads * (self.head_dim if self.mla is None else self.mla.v_head_dim)
+
+    @property
+    def cached_width(self) -> int:
+        """Numbers cached for each token and layer: keys and values, or MLA's latent."""
+        return 2 * self.num_kv_heads * self.head_dim if self.mla is None else self.mla.cached_width
+
+    @property
+    def softmax_scale(self) -> float:
+        """What queries times keys are multiplied by before the softmax."""
+        scale = float(self.head_dim**-0.5)
+        # Only MLA's models carry YaRN's temperature here; with the others it lies in cos and sin.
+        if self.mla is not None and isinstance(self.rope_scaling, YarnRope):
+            return scale * self.rope_scaling.softmax_scale
+        return scale
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer has experts; those of multi-token prediction, behind the last, do if any has."""
+        return self.experts is not None and (layer >= self.num_layers or self.experts.has_layer(layer))
 
 
-# Class defaults of the transformers configurations: what a missing key means.
-_MAX_POSITIONS_DEFAULT = {"llama": 2048, "qwen2": 32_768, "qwen3": 32_768}
-_KV_HEADS_DEFAULT: dict[str, int | None] = {"llama": None, "qwen2": 32, "qwen3": 32}
-_REFUSED = {
-    "auto_map": "needs code from the model's repository, which is never executed",
-    "quantization_config": "says that the weights are quantised; use the unquantised folder",
-}
-
-
-def read_config(folder: Path | str) -> ModelConfig:
-    """Read config.json of a Hugging Face folder, in the dialect of transformers 4 or 5.
-
-    Raises:
-        ModelError: no such file, an unknown architecture, or a setting that this version would compute wrongly.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder} is not a model folder: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return parse_config(raw, source=str(path))
-
-
-def parse_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
-    """Turn a Hugging Face configuration into a ModelConfig; `source` names it in errors."""
-    try:
-        model_type = raw.get("model_type")
-        if not isinstance(model_type, str) or model_type not in _MAX_POSITIONS_DEFAULT:
-            raise ModelError(unknown_name("model_type", str(model_type), _MAX_POSITIONS_DEFAULT))
-        for key, reason in _REFUSED.items():
-            if raw.get(key):
-                raise ModelError(f"{key} {reason}")
-        if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise ModelError(f"hidden_act {raw['hidden_act']!r} is not supported; only 'silu' is")
-        _refuse_sliding_window(raw)
-        return _build(raw, cast(ModelType, model_type))
-    except ModelError as error:
-        raise ModelError(f"{source}: {error}") from None
-    except KeyError as error:
-        raise ModelError(f"{source}: key {error} is missing") from None
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ModelError(f"{source}: a setting has the wrong type: {error}") from None
-
-
-def _build(raw: Mapping[str, Any], model_type: ModelType) -> ModelConfig:
-    num_heads = _whole_number(raw, "num_attention_heads")
-    hidden_size = _whole_number(raw, "hidden_size")
-    if raw.get("head_dim") is None:
-        head_dim = 128 if model_type == "qwen3" else hidden_size // max(1, num_heads)
-    else:
-        head_dim = _whole_number(raw, "head_dim")
-    num_kv_heads = num_heads  # what null means
-    kv_default = _KV_HEADS_DEFAULT[model_type]
-    if raw.get("num_key_value_heads", kv_default) is not None:
-        num_kv_heads = _whole_number(raw, "num_key_value_heads", default=kv_default)
-    max_positions = _whole_number(raw, "max_position_embeddings", default=_MAX_POSITIONS_DEFAULT[model_type])
-    attention_bias = bool(raw.get("attention_bias", False))
-    rope_theta, rope_scaling = _read_rope(raw, max_positions)
-    eos = raw.get("eos_token_id", 2 if model_type == "llama" else None)
-    return ModelConfig(
-        model_type=model_type,
-        vocab_size=_whole_number(raw, "vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=_whole_number(raw, "intermediate_size"),
-        num_layers=_whole_number(raw, "num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        max_position_embeddings=max_positions,
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        has_qkv_bias=True if model_type == "qwen2" else attention_bias,
-        has_output_bias=False if model_type == "qwen2" else attention_bias,
-        has_mlp_bias=bool(raw.get("mlp_bias", False)) and model_type == "llama",
-        has_qk_norm=model_type == "qwen3",
-        bos_token_id=raw.get("bos_token_id"),
-        eos_token_ids=() if eos is None else tuple(int(i) for i in (eos if isinstance(eos, list) else [eos])),
-        initializer_range=float(raw.get("initializer_range", 0.02)),
-    )
-
-
-def _whole_number(raw: Mapping[str, Any], key: str, *, default: int | None = None) -> int:
-    value = raw[key] if default is None else raw.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{key} must be a whole number, got {value!r}")
-    return value
-
-
-def _refuse_sliding_window(raw: Mapping[str, Any]) -> None:
-    layer_types = raw.get("layer_types") or []
-    # A missing sliding_window means 4,096 positions there, null means none.
-    uses_window = bool(raw.get("use_sliding_window")) and raw.get("sliding_window", 4096) is not None
-    # v4: layers from max_window_layers on slide; a file that sets the switch but no such layer is plain.
-    slides = any(kind != "full_attention" for kind in layer_types) or (
-        uses_window and not layer_types and int(raw.get("max_window_layers", 28)) < int(raw.get("num_hidden_layers", 0))
-    )
-    if slides:
-        raise ModelError("sliding-window attention is not supported; set use_sliding_window to false")
-
-
-def _read_rope(raw: Mapping[str, Any], max_positions: int) -> tuple[float, Llama3Rope | float | None]:
-    """Base and scaling from `rope_parameters` (v5) or `rope_theta` and `rope_scaling` (v4)."""
-    parameters = raw.get("rope_parameters") or {}
-    scaling = parameters or raw.get("rope_scaling") or {}
-    theta = float(parameters.get("rope_theta", raw.get("rope_theta", 10_000.0)))
-    partial = float(scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)))
-    if partial != 1.0:
-        raise ModelError(f"partial_rotary_factor {partial} is not supported; only 1.0 is")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, float(scaling["factor"])
-    if kind == "llama3":
-        original = scaling.get("original_max_position_embeddings", max_positions)
-        return theta, Llama3Rope(
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_max_position_embeddings=int(raw.get("original_max_position_embeddings", original)),
-        )
-    raise ModelError(unknown_name("rope_type", str(kind), ("default", "linear", "llama3")))
-
-
-_ARCHITECTURE_NAMES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-
-
-def dump_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
-    """The configuration in the transformers 4 dialect, which version 5, vLLM and SGLang read too."""
-    scaling: dict[str, Any] | None = None
-    if isinstance(config.rope_scaling, Llama3Rope):
-        scaling = {"rope_type": "llama3", **vars(config.rope_scaling)}
-    elif config.rope_scaling is not None:
-        scaling = {"rope_type": "linear", "factor": config.rope_scaling}
-    eos: int | list[int] | None = None
-    if config.eos_token_ids:
-        eos = config.eos_token_ids[0] if len(config.eos_token_ids) == 1 else list(config.eos_token_ids)
-    return {
-        "architectures": [_ARCHITECTURE_NAMES[config.model_type]],
-        "model_type": config.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "attention_bias": config.has_output_bias if config.model_type != "qwen2" else True,
-        "mlp_bias": config.has_mlp_bias,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "initializer_range": config.initializer_range,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos,
-        "use_cache": True,
-        "torch_dtype": dtype,
-    }
+def _check_positive(shape: object, *names: str) -> None:
+    for name in names:
+        if getattr(shape, name) < 1:
+            raise ModelError(f"{name} must be at least 1, got {getattr(shape, name)}")

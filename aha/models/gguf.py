@@ -1,4 +1,4 @@
-"""A GGUF file of a Llama, Qwen2 or Qwen3, turned into a Hugging Face folder."""
+"""A GGUF file of a Llama, Qwen2, Qwen3 or Qwen3-MoE, turned into a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -17,38 +17,21 @@ from rich.console import Console
 from rich.progress import track
 
 from aha.errors import ModelError, unknown_name
-from aha.models.checkpoint import build_model, merged_tensors
-from aha.models.config import ModelConfig, ModelType, dump_config
+from aha.models.checkpoint import build_model, stored_tensors
+from aha.models.config import ExpertsShape, ModelConfig
+from aha.models.config_files import dump_config
 from aha.models.gguf_file import GgufFile, GgufTensor, read_gguf
+from aha.models.gguf_names import ARCHITECTURES, EXPERT_KEYS, EXPERT_NAMES, LAYER_NAMES, ROPE_FACTORS, TOP_NAMES
 from aha.models.gguf_rope import read_scaling
 from aha.models.gguf_tokenizer import build_gguf_tokenizer, special_ids
 
-ARCHITECTURES: tuple[ModelType, ...] = ("llama", "qwen2", "qwen3")
-TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-ROPE_FACTORS = "rope_freqs.weight"
 # What `_read_config` and `read_scaling` understand of an architecture's metadata, and what changes nothing.
 _UNDERSTOOD = {
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon",
     "attention.value_length", "block_count", "context_length", "embedding_length", "feed_forward_length",
     "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.factor", "rope.scaling.finetuned",
-    "rope.scaling.original_context_length", "rope.scaling.type", "vocab_size",
+    "rope.scaling.original_context_length", "rope.scaling.type", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow", "vocab_size",
 }  # fmt: skip
 # Metadata that says "as usual" with this value, and otherwise asks for another computation.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -56,6 +39,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "attention.scale": (0.0,),
     "attention.sliding_window": (0,),
     "expert_count": (0,),
+    "expert_gating_func": (1,),  # softmax
     "expert_used_count": (0,),
     "rope.scaling.attn_factor": (1.0,),
     "tensor_data_layout": ("Meta AI original pth",),
@@ -70,7 +54,10 @@ class _Entry(NamedTuple):
 
     name: str
     """Hugging Face's."""
+    shape: tuple[int, ...]
     tensor: GgufTensor
+    first_row: int
+    """Where it begins in a tensor that holds a matrix of every expert; else 0."""
     num_rotary_heads: int
     """Heads whose rows llama.cpp has reordered for its rotary embedding; 0 for all other tensors."""
 
@@ -99,7 +86,8 @@ def convert_gguf(
     fields = file.fields
     try:
         config = _read_config(file)
-        entries = [_entry(tensor, config=config) for name, tensor in file.tensors.items() if name != ROPE_FACTORS]
+        tensors = [tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS]
+        entries = [entry for tensor in tensors for entry in _entries(tensor, config=config)]
         _check_shapes(entries, config=config)
         tokenizer = build_gguf_tokenizer(fields)
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,10 +122,11 @@ def _read_config(file: GgufFile) -> ModelConfig:
         if _whole(fields, key, default=head_dim) != head_dim:
             raise ModelError(f"metadata {key!r} is {fields[key]}; only the width of a head, {head_dim}, is supported")
     theta = float(fields.get("rope.freq_base", 10_000.0))
+    is_qwen3 = architecture in ("qwen3", "qwen3moe")
     ids = special_ids(fields)
     ends = [ids[short] for short in ("eos", "eot", "eom") if short in ids]
     return ModelConfig(
-        model_type=architecture,
+        model_type=ARCHITECTURES[architecture],
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
         hidden_size=hidden_size,
         intermediate_size=_whole(fields, "feed_forward_length"),
@@ -154,9 +143,23 @@ def _read_config(file: GgufFile) -> ModelConfig:
         has_qkv_bias="blk.0.attn_q.bias" in file.tensors,
         has_output_bias="blk.0.attn_output.bias" in file.tensors,
         has_mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
-        has_qk_norm=architecture == "qwen3",
+        has_qk_norm=is_qwen3,
+        experts=_read_experts(fields) if architecture == "qwen3moe" else None,
         bos_token_id=ids.get("bos"),
         eos_token_ids=tuple(dict.fromkeys(ends)),
+    )
+
+
+def _read_experts(fields: Mapping[str, Any]) -> ExpertsShape:
+    """As llama.cpp's src/models/qwen3moe.cpp: experts in every layer, their weights always divided by their sum."""
+    per_token = _whole(fields, "expert_used_count")
+    default = _whole(fields, "feed_forward_length") // max(1, per_token)
+    return ExpertsShape(
+        num_experts=_whole(fields, "expert_count"),
+        num_experts_per_token=per_token,
+        intermediate_size=_whole(fields, "expert_feed_forward_length", default=default),
+        scoring="softmax",
+        has_selection_bias=False,
     )
 
 
@@ -176,7 +179,8 @@ def _refuse_other_maths(file: GgufFile, architecture: str) -> None:
         raise ModelError(f"it is one of {parts} parts of a model; join them with llama-gguf-split --merge")
     for name, value in fields.items():
         key = name.removeprefix(f"{architecture}.")
-        if key != name and key not in _UNDERSTOOD and value not in _NEUTRAL.get(key, ()):
+        is_understood = key in _UNDERSTOOD or (architecture == "qwen3moe" and key in EXPERT_KEYS)
+        if key != name and not is_understood and value not in _NEUTRAL.get(key, ()):
             shown = str(value)[:40]
             raise ModelError(f"metadata {name!r} = {shown} is not supported: it could change what the model computes")
 
@@ -190,14 +194,23 @@ def _rope_factors(file: GgufFile, architecture: str) -> NDArray[np.float32] | No
     return tensor.values(slice(None)).reshape(-1)
 
 
-def _entry(tensor: GgufTensor, *, config: ModelConfig) -> _Entry:
+def _entries(tensor: GgufTensor, *, config: ModelConfig) -> Iterator[_Entry]:
+    """The tensors of a Hugging Face file that one of a GGUF file holds: itself, or a matrix of every expert."""
     if tensor.name in TOP_NAMES:
-        return _Entry(TOP_NAMES[tensor.name], tensor, 0)
-    parts = tensor.name.split(".")
-    if len(parts) != 4 or parts[0] != "blk" or parts[2] not in LAYER_NAMES or parts[3] not in ("weight", "bias"):
+        yield _Entry(TOP_NAMES[tensor.name], tensor.shape, tensor, 0, 0)
+        return
+    prefix, index, name, suffix = [*tensor.name.split("."), "", "", "", ""][:4]
+    is_known = prefix == "blk" and tensor.name == f"blk.{index}.{name}.{suffix}" and suffix in ("weight", "bias")
+    layer = f"model.layers.{index}."
+    if is_known and name in LAYER_NAMES:
+        heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads} if config.model_type == "llama" else {}
+        yield _Entry(f"{layer}{LAYER_NAMES[name]}.{suffix}", tensor.shape, tensor, 0, heads.get(name, 0))
+    elif is_known and name in EXPERT_NAMES and len(tensor.shape) == 3:
+        for expert in range(tensor.shape[0]):
+            hf_name = f"{layer}mlp.experts.{expert}.{EXPERT_NAMES[name]}.{suffix}"
+            yield _Entry(hf_name, tensor.shape[1:], tensor, expert * tensor.shape[1], 0)
+    else:
         raise ModelError(f"tensor {tensor.name!r} has no place in a plain {config.model_type} model")
-    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads} if config.model_type == "llama" else {}
-    return _Entry(f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{parts[3]}", tensor, heads.get(parts[2], 0))
 
 
 def _check_shapes(entries: Iterable[_Entry], *, config: ModelConfig) -> None:
@@ -205,14 +218,14 @@ def _check_shapes(entries: Iterable[_Entry], *, config: ModelConfig) -> None:
     if config.model_type == "llama" and config.has_qkv_bias != config.has_output_bias:
         raise ModelError("it has biases on some of the attention's projections; only on all or on none is supported")
     try:
-        expected = {name: tuple(part.shape) for name, part in merged_tensors(build_model(config, device="meta"))}
+        expected = {name: tuple(part.shape) for name, part in stored_tensors(build_model(config, device="meta"))}
     except RuntimeError:
         raise ModelError("its sizes are larger than any memory") from None
     for entry in entries:
         shape = expected.pop(entry.name, None)
         if shape is None:
             raise ModelError(f"tensor {entry.tensor.name!r} has no place in a plain {config.model_type} model")
-        if shape != entry.tensor.shape:
+        if shape != entry.shape:
             raise ModelError(f"tensor {entry.tensor.name!r} has shape {entry.tensor.shape}, its metadata says {shape}")
     if expected:
         raise ModelError(f"{len(expected)} tensors are missing, the first is {min(expected)!r}")
@@ -220,16 +233,16 @@ def _check_shapes(entries: Iterable[_Entry], *, config: ModelConfig) -> None:
 
 def _read_values(entry: _Entry) -> Iterator[NDArray[np.float32]]:
     """Values as Hugging Face orders them: llama.cpp rotates neighbours, transformers rotates halves."""
-    tensor = entry.tensor
-    if len(tensor.shape) == 1:  # a bias is one row
+    tensor, num_heads = entry.tensor, entry.num_rotary_heads
+    if len(entry.shape) == 1:  # a norm or a bias is one row
         values = tensor.values(slice(None))
-        yield values[:, _halves(values.size, entry.num_rotary_heads)] if entry.num_rotary_heads else values
+        yield values[:, _halves(values.size, num_heads)] if num_heads else values
         return
-    num_rows = len(tensor.rows)
-    order = _halves(num_rows, entry.num_rotary_heads) if entry.num_rotary_heads else None
-    step = max(1, _CHUNK_BYTES // (4 * tensor.shape[-1]))
+    num_rows = entry.shape[0]
+    order = _halves(num_rows, num_heads) if num_heads else np.arange(num_rows) + entry.first_row
+    step = max(1, _CHUNK_BYTES // (4 * entry.shape[-1]))
     for start in range(0, num_rows, step):
-        yield tensor.values(slice(start, start + step) if order is None else order[start : start + step])
+        yield tensor.values(order[start : start + step])
 
 
 def _halves(num_rows: int, num_heads: int) -> NDArray[np.int64]:
@@ -249,9 +262,9 @@ def _write_safetensors(entries: Iterable[_Entry], *, path: Path, dtype: Literal[
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in entries:
-        end = offset + (2 if dtype == "bfloat16" else 4) * int(np.prod(entry.tensor.shape))
+        end = offset + (2 if dtype == "bfloat16" else 4) * int(np.prod(entry.shape))
         kind = "BF16" if dtype == "bfloat16" else "F32"
-        header[entry.name] = {"dtype": kind, "shape": entry.tensor.shape, "data_offsets": [offset, end]}
+        header[entry.name] = {"dtype": kind, "shape": entry.shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

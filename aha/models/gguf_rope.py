@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aha.errors import ModelError
-from aha.models.config import Llama3Rope
+from aha.errors import ModelError, unknown_name
+from aha.models.config import Llama3Rope, RopeScaling, YarnRope
 
+SCALINGS = ("none", "linear", "yarn")
+"""llama.cpp's names of the kinds that are read, besides Llama 3's, which has none."""
 _TOLERANCE = 1e-5
 """Relative: the factors are stored in float32, which holds them within 6e-8, and made from float32 frequencies."""
 
@@ -35,7 +37,7 @@ def llama3_factors(scaling: Llama3Rope, *, theta: float, head_dim: int) -> NDArr
 
 def read_scaling(
     fields: Mapping[str, Any], *, factors: NDArray[np.float32] | None, theta: float, head_dim: int
-) -> Llama3Rope | float | None:
+) -> RopeScaling:
     """The scaling that a file's metadata and its rope_freqs.weight ask for.
 
     Args:
@@ -48,19 +50,31 @@ def read_scaling(
     # llama.cpp's defaults: without a type, a factor means linear; 0 and 1 mean none.
     kind = fields.get("rope.scaling.type", "linear")
     factor = float(fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0.0)))
-    if kind not in ("none", "linear"):
-        raise ModelError(f"rotary scaling {kind!r} is not supported in GGUF files; only 'none', 'linear' and llama3 is")
+    if kind not in SCALINGS:
+        raise ModelError(unknown_name("rotary scaling", str(kind), SCALINGS))
     if not 0.0 <= factor < math.inf:
-        raise ModelError(f"the factor of linear rotary scaling must be above 0, got {factor}")
-    linear = None if kind == "none" or factor in (0.0, 1.0) else factor
+        raise ModelError(f"the factor of rotary scaling must be above 0, got {factor}")
+    scaling = None if kind == "none" or factor in (0.0, 1.0) else _scaling_of(fields, kind=kind, factor=factor)
     if factors is None or np.array_equal(factors, np.ones_like(factors)):
-        return linear
-    if linear is not None or not 0.0 < theta < math.inf or factors.shape != (head_dim // 2,):
+        return scaling
+    if scaling is not None or not 0.0 < theta < math.inf or factors.shape != (head_dim // 2,):
         raise ModelError(f"tensor 'rope_freqs.weight' of shape {factors.shape} does not fit the rest of the file")
     for candidate in _candidates(factors, theta=theta, head_dim=head_dim):
         if np.allclose(llama3_factors(candidate, theta=theta, head_dim=head_dim), factors, rtol=_TOLERANCE, atol=0):
             return candidate
     raise ModelError("tensor 'rope_freqs.weight' is not Llama 3's scaling, the only one supported")
+
+
+def _scaling_of(fields: Mapping[str, Any], *, kind: str, factor: float) -> YarnRope | float:
+    if kind == "linear":
+        return factor
+    window = fields.get("rope.scaling.original_context_length", fields["context_length"])
+    return YarnRope(
+        factor=factor,
+        original_max_position_embeddings=int(window),
+        beta_fast=float(fields.get("rope.scaling.yarn_beta_fast", 32.0)),
+        beta_slow=float(fields.get("rope.scaling.yarn_beta_slow", 1.0)),
+    )
 
 
 def _candidates(factors: NDArray[np.float32], *, theta: float, head_dim: int) -> Iterator[Llama3Rope]:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from aha.errors import ModelError, unknown_name
 from aha.models.checkpoint import merged_tensors
-from aha.models.config import Llama3Rope, ModelConfig
-from aha.models.gguf import ARCHITECTURES, LAYER_NAMES, ROPE_FACTORS, TOP_NAMES
+from aha.models.config import Llama3Rope, ModelConfig, YarnRope
+from aha.models.gguf_names import ARCHITECTURES, EXPERT_NAMES, LAYER_NAMES, ROPE_FACTORS, TOP_NAMES
 from aha.models.gguf_rope import llama3_factors
 from aha.models.gguf_tokenizer import CONTROL, NORMAL, SPLITTERS, UNUSED, USER_DEFINED, assemble_tokenizer
 from aha.models.transformer import Transformer
@@ -39,6 +39,7 @@ _FILE_TYPES = {
     "bf16": LlamaFileType.MOSTLY_BF16,
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
 }
+_FAMILIES = {ours: theirs for theirs, ours in ARCHITECTURES.items()}
 _WRITTEN_SPLITTERS = tuple(name for name in SPLITTERS if name != "default")  # which only says that nobody looked
 _PROBES = (
     "What is 12 + 345 = 6789? 1234567, 3.14159, 1e-5 and 0x1F.",
@@ -80,12 +81,12 @@ def write_gguf(model: Transformer, path: Path, *, tokenizer_folder: Path, kind: 
     config = model.config
     _refuse_what_gguf_cannot_say(config)
     vocabulary = read_vocabulary(tokenizer_folder, size=config.vocab_size, eos_ids=config.eos_token_ids)
-    writer = GGUFWriter(path, config.model_type)
+    writer = GGUFWriter(path, _FAMILIES[config.model_type])
     writer.add_name(name)
     writer.add_file_type(_FILE_TYPES[kind])
     _add_shape(writer, config)
     _add_vocabulary(writer, vocabulary, config=config)
-    entries = list(_entries(model, kind=kind))
+    entries = [_entry(source, kind=kind) for source in _sources(model)]
     for entry in entries:
         writer.add_tensor_info(
             entry.name, entry.shape, np.dtype(np.float32), entry.num_bytes, raw_dtype=entry.stored_as
@@ -94,8 +95,8 @@ def write_gguf(model: Transformer, path: Path, *, tokenizer_folder: Path, kind: 
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for entry, tensor in zip(entries, _tensors(model), strict=True):
-            writer.write_tensor_data(_stored_values(entry, tensor))
+        for entry, source in zip(entries, _sources(model), strict=True):
+            writer.write_tensor_data(_stored_values(entry, source))
     finally:
         writer.close()
 
@@ -111,91 +112,130 @@ def _add_shape(writer: GGUFWriter, config: ModelConfig) -> None:
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
-    if isinstance(config.rope_scaling, float):
+    scaling = config.rope_scaling
+    if isinstance(scaling, float):
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope_scaling)
+        writer.add_rope_scaling_factor(scaling)
+    elif isinstance(scaling, YarnRope):
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling.factor)
+        writer.add_rope_scaling_orig_ctx_len(scaling.original_max_position_embeddings)
+        writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
+    if config.experts is not None:
+        writer.add_expert_count(config.experts.num_experts)
+        writer.add_expert_used_count(config.experts.num_experts_per_token)
+        writer.add_expert_feed_forward_length(config.experts.intermediate_size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
 
 
 def _refuse_what_gguf_cannot_say(config: ModelConfig) -> None:
     """Refuse what llama.cpp has no architecture for, or would compute otherwise (its src/models/*.cpp)."""
-    family, scaling = config.model_type, config.rope_scaling
+    family, scaling, experts = config.model_type, config.rope_scaling, config.experts
     problem = ""
-    if family not in ARCHITECTURES:
-        problem = f"{family!r} is not among the families that are written: {', '.join(ARCHITECTURES)}"
-    elif not (scaling is None or isinstance(scaling, float) or (isinstance(scaling, Llama3Rope) and family == "llama")):
-        problem = f"llama.cpp has no {type(scaling).__name__} rotary scaling for {family} models"
+    if family not in _FAMILIES:
+        problem = f"{family} is not among the families that are written: {', '.join(sorted(_FAMILIES))}"
+    elif isinstance(scaling, Llama3Rope) and family != "llama":
+        problem = f"llama.cpp has no llama3 rotary scaling for {family}"
+    elif isinstance(scaling, YarnRope) and not _is_plain_yarn(scaling):
+        problem = "its yarn rotary scaling is not the plain one that llama.cpp computes"
     elif family != "llama" and (config.has_output_bias or config.has_qkv_bias != (family == "qwen2")):
         problem = f"its biases are not those of a plain {family} model"
     elif config.has_qkv_bias != config.has_output_bias and family == "llama":
         problem = "it has biases on some of the attention's projections only"
     elif family == "qwen2" and config.num_heads * config.head_dim != config.hidden_size:
-        problem = f"qwen2 in llama.cpp has heads of hidden_size / num_heads, not of {config.head_dim}"
+        problem = f"llama.cpp's qwen2 has heads of hidden_size / num_heads channels, these have {config.head_dim}"
+    elif experts is not None and not (
+        experts.renormalises and all(config.is_sparse(layer) for layer in range(config.num_layers))
+    ):
+        problem = f"llama.cpp's {family} has experts in every layer, and divides their weights by their sum"
     if problem:
         raise ModelError(f"the model cannot be written as gguf: {problem}; export it with --to hf")
+
+
+def _is_plain_yarn(scaling: YarnRope) -> bool:
+    said = (scaling.mscale, scaling.mscale_all_dim, scaling.attention_factor)
+    return scaling.truncate and all(value is None for value in said)
+
+
+class _Source(NamedTuple):
+    """What a tensor of the file is made of."""
+
+    name: str
+    """llama.cpp's."""
+    parts: tuple[Tensor, ...]
+    """One, or a matrix of every expert, which are stacked."""
+    num_rotary_heads: int
+    """Heads whose rows llama.cpp wants in the order of its rotary embedding; 0 for all other tensors."""
 
 
 class _Entry(NamedTuple):
     """Where a tensor goes and in which form."""
 
     name: str
-    """llama.cpp's."""
     shape: tuple[int, ...]
     stored_as: GGMLQuantizationType
-    num_rotary_heads: int
-    """Heads whose rows llama.cpp wants in the order of its rotary embedding; 0 for all other tensors."""
 
     @property
     def num_bytes(self) -> int:
         return math.prod(quant_shape_to_byte_shape(self.shape, self.stored_as))
 
 
-def _tensors(model: Transformer) -> Iterator[Tensor]:
-    """The model's tensors in the order of `_entries`."""
-    if isinstance(model.config.rope_scaling, Llama3Rope):
-        config = model.config
-        yield torch.from_numpy(
-            llama3_factors(model.config.rope_scaling, theta=config.rope_theta, head_dim=config.head_dim)
-        )
-    yield from (tensor for _, tensor in merged_tensors(model))
-
-
-def _entries(model: Transformer, *, kind: str) -> Iterator[_Entry]:
+def _sources(model: Transformer) -> Iterator[_Source]:
+    """Every tensor of the file, in its order; adapters are merged as it goes."""
     config = model.config
     if isinstance(config.rope_scaling, Llama3Rope):
-        yield _Entry(ROPE_FACTORS, (config.head_dim // 2,), GGMLQuantizationType.F32, 0)
+        factors = llama3_factors(config.rope_scaling, theta=config.rope_theta, head_dim=config.head_dim)
+        yield _Source(ROPE_FACTORS, (torch.from_numpy(factors),), 0)
     names = {theirs: ours for ours, theirs in TOP_NAMES.items()}
     layer_names = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
+    expert_names = {theirs: ours for ours, theirs in EXPERT_NAMES.items()}
     heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads} if config.model_type == "llama" else {}
+    collected: dict[str, list[Tensor]] = {}
     for hf_name, tensor in merged_tensors(model):
-        shape = tuple(tensor.shape)
-        stored_as = GGUF_KINDS[kind] if len(shape) == 2 else GGMLQuantizationType.F32
-        if stored_as is GGMLQuantizationType.Q8_0 and shape[1] % 32:
-            stored_as = GGMLQuantizationType.F16  # blocks of 32 do not fit into its rows
         if hf_name in names:
-            yield _Entry(names[hf_name], shape, stored_as, 0)
+            yield _Source(names[hf_name], (tensor,), 0)
             continue
         _, _, index, rest = hf_name.split(".", 3)
         module, _, suffix = rest.rpartition(".")
-        name = layer_names[module]
-        yield _Entry(f"blk.{index}.{name}.{suffix}", shape, stored_as, heads.get(name, 0))
+        if module in layer_names:
+            name = layer_names[module]
+            yield _Source(f"blk.{index}.{name}.{suffix}", (tensor,), heads.get(name, 0))
+            continue
+        assert config.experts is not None
+        name = f"blk.{index}.{expert_names[module.rpartition('.')[2]]}.{suffix}"
+        matrices = collected.setdefault(name, [])
+        matrices.append(tensor)
+        if len(matrices) == config.experts.num_experts:
+            yield _Source(name, tuple(collected.pop(name)), 0)
 
 
-def _stored_values(entry: _Entry, tensor: Tensor) -> NDArray[Any]:
-    """The bytes of one tensor as llama.cpp orders and stores them."""
-    values: NDArray[np.float32] = tensor.float().cpu().numpy()
-    if entry.num_rotary_heads:
+def _entry(source: _Source, *, kind: str) -> _Entry:
+    shape = tuple(source.parts[0].shape)
+    if "_exps." in source.name:
+        shape = (len(source.parts), *shape)
+    # A gate is small, and which experts it chooses turns on its last digits; llama.cpp keeps it whole too.
+    is_small = len(shape) == 1 or source.name.endswith("ffn_gate_inp.weight")
+    stored_as = GGMLQuantizationType.F32 if is_small else GGUF_KINDS[kind]
+    if stored_as is GGMLQuantizationType.Q8_0 and shape[-1] % 32:
+        stored_as = GGMLQuantizationType.F16  # blocks of 32 do not fit into its rows
+    return _Entry(source.name, shape, stored_as)
+
+
+def _stored_values(entry: _Entry, source: _Source) -> NDArray[Any]:
+    """A tensor as llama.cpp orders and stores it."""
+    values: NDArray[np.float32] = np.stack([part.float().cpu().numpy() for part in source.parts]).reshape(entry.shape)
+    if source.num_rotary_heads:
         # llama.cpp rotates neighbours, transformers rotates halves.
-        half = len(values) // entry.num_rotary_heads // 2
-        halves = values.reshape(entry.num_rotary_heads, 2, half, *values.shape[1:])
+        half = len(values) // source.num_rotary_heads // 2
+        halves = values.reshape(source.num_rotary_heads, 2, half, *values.shape[1:])
         values = halves.swapaxes(1, 2).reshape(values.shape)
-    if entry.stored_as in (GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0):
-        # Q8_0 keeps a block's scale, its largest value divided by 127, in float16.
-        most = 65504.0 * (127.0 if entry.stored_as is GGMLQuantizationType.Q8_0 else 1.0)
-        if not np.abs(values).max() <= most:
-            name = entry.stored_as.name.lower()
-            raise ModelError(f"tensor {entry.name!r} holds values beyond {name}'s {most:g}; write it with --type bf16")
+    # Q8_0 keeps a block's scale, its largest value divided by 127, in float16.
+    most = {GGMLQuantizationType.F16: 65504.0, GGMLQuantizationType.Q8_0: 127 * 65504.0}.get(entry.stored_as)
+    if most is not None and not np.abs(values).max() <= most:
+        kind = entry.stored_as.name.lower()
+        raise ModelError(f"tensor {entry.name!r} holds values beyond {kind}'s largest, {most:g}; choose --type bf16")
     stored: NDArray[Any] = quantize(np.ascontiguousarray(values), entry.stored_as)
     return stored
 

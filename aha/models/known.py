@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from aha.errors import ModelError, unknown_name
-from aha.models.config import ModelConfig, parse_config
+from aha.models.config import ModelConfig
+from aha.models.config_files import parse_config
 
 
 def _smollm2(hidden_size: int, *, layers: int, intermediate: int, heads: int, kv_heads: int) -> dict[str, Any]:

@@ -18,22 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aha.errors import ModelError
-from aha.models.transformer import Linear, Projection, Transformer
+from aha.models.projection import Linear, Projection
+from aha.models.transformer import Transformer
 
 LoraTargets = Literal["all_linear", "attention", "mlp"]
 
-FUSED = {
-    "qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o_proj": ("self_attn.o_proj",),
-    "gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "down_proj": ("mlp.down_proj",),
-}
-"""Our matrix -> the Hugging Face matrices that it holds one above the other."""
+_ATTENTION = ("qkv_proj", "q_proj", "q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj", "o_proj")
+_MLP = ("gate_up_proj", "down_proj")
 TARGETS: dict[LoraTargets, tuple[str, ...]] = {
-    "attention": ("qkv_proj", "o_proj"),
-    "mlp": ("gate_up_proj", "down_proj"),
-    "all_linear": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    "attention": _ATTENTION,
+    "mlp": _MLP,
+    "all_linear": (*_ATTENTION, *_MLP),
 }
+"""Which matrices of the layers a word means; routed experts, multi-token prediction and vision have no adapters."""
 
 
 class BaseWeights(NamedTuple):
@@ -169,45 +166,39 @@ def attach_parts(model: Transformer, *, names: set[str], rank: int, scale: float
     """Freeze the model and put adapters, all zero, beside the named matrices."""
     model.requires_grad_(False)
     for prefix, projection in adaptable(model):
-        rows = {name: part for name, part in part_rows(model, prefix=prefix).items() if name in names}
+        rows = {name: part for name, part in part_rows(projection, prefix=prefix).items() if name in names}
         if rows:
             projection.adapter = LowRank(projection.weight, rows=rows, rank=rank, scale=scale)
 
 
 def adaptable(model: Transformer) -> Iterator[tuple[str, Projection]]:
-    """("layers.0.qkv_proj", module) of every matrix that can have adapters."""
-    yield from ((name, module) for name, module in model.named_modules() if isinstance(module, Projection))
+    """("layers.0.attention.qkv_proj", module) of every matrix that can have adapters."""
+    for name, module in model.named_modules():
+        if isinstance(module, Projection) and name.startswith("layers."):
+            yield name, module
 
 
 def adapters(model: Transformer) -> Iterator[tuple[str, LowRank]]:
-    """("layers.0.qkv_proj", adapters) of every matrix that has some."""
+    """("layers.0.attention.qkv_proj", adapters) of every matrix that has some."""
     for name, projection in adaptable(model):
         if projection.adapter is not None:
             yield name, projection.adapter
 
 
-def part_rows(model: Transformer, *, prefix: str) -> dict[str, slice]:
+def part_rows(projection: Projection, *, prefix: str) -> dict[str, slice]:
     """Hugging Face names ("layers.0.self_attn.q_proj") of a fused matrix's parts, and the rows of each."""
-    config = model.config
-    q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    _, index, ours = prefix.split(".")
-    sizes = {
-        "qkv_proj": (q_rows, kv_rows, kv_rows),
-        "o_proj": (config.hidden_size,),
-        "gate_up_proj": (config.intermediate_size,) * 2,
-        "down_proj": (config.hidden_size,),
-    }[ours]
-    rows, start = {}, 0
-    for name, size in zip(FUSED[ours], sizes, strict=True):
-        rows[f"layers.{index}.{name}"] = slice(start, start + size)
-        start += size
-    return rows
+    index = prefix.split(".")[1]
+    return {f"layers.{index}.{name}": rows for name, rows in projection.part_rows().items()}
 
 
 def part_names(model: Transformer, *, targets: LoraTargets) -> set[str]:
     """Hugging Face names of all matrices that a word means."""
-    chosen = [prefix for prefix, _ in adaptable(model) if prefix.rpartition(".")[2] in TARGETS[targets]]
-    return {name for prefix in chosen for name in part_rows(model, prefix=prefix)}
+    return {
+        name
+        for prefix, projection in adaptable(model)
+        if prefix.rpartition(".")[2] in TARGETS[targets]
+        for name in part_rows(projection, prefix=prefix)
+    }
 
 
 def num_trainable(model: Transformer) -> int:

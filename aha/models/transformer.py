@@ -1,4 +1,4 @@
-"""A dense decoder: Llama, Qwen2 and Qwen3 differ in three switches, so they are one module.
+"""A decoder: families differ in the attention and the feed-forward of their layers, so they are one module.
 
 Training, evaluation and serving run the same code on the same parameters: `hidden_states` takes tokens with all
 padding removed, and an `Attention` that says which keys each of them sees (a packed batch, or a cache).
@@ -7,7 +7,7 @@ padding removed, and an `Attention` that says which keys each of them sees (a pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -17,74 +17,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aha.models.attention import PackedAttention
-from aha.models.config import Llama3Rope, ModelConfig
+from aha.models.config import ModelConfig
+from aha.models.experts import Routing
+from aha.models.layer import Layer
+from aha.models.mtp import MultiTokenPrediction
+from aha.models.projection import Attention, Linear, Pass, StoredPart
+from aha.models.rope import RopeTables
 
 if TYPE_CHECKING:
-    from aha.models.lora import Lora, LowRank
-
-Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q_NHC, k_NKC, v_NKC) -> attended_NHC, on N tokens without padding; q and k are rotated."""
-Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x_ND, weight, bias or None) -> product; the engine passes one that uses packed copies of the weights."""
-
-
-def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Radians per position of each pair of channels: float32, (C/2,).
-
-    Source: RoFormer (arXiv:2104.09864) §3.2.2; the llama3 stretching as published with Llama 3.1.
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if not isinstance(scaling, Llama3Rope):
-        return frequencies / scaling
-    original = scaling.original_max_position_embeddings
-    wavelengths = 2 * math.pi / frequencies
-    # Long wavelengths are stretched by `factor`, short ones kept, those between blended.
-    blend = (original / wavelengths - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    blended = (1 - blend) * frequencies / scaling.factor + blend * frequencies
-    is_long = wavelengths > original / scaling.low_freq_factor
-    is_short = wavelengths < original / scaling.high_freq_factor
-    return torch.where(is_long, frequencies / scaling.factor, torch.where(is_short, frequencies, blended))
-
-
-def rotate(x_NHC: Tensor, cos_N1C: Tensor, sin_N1C: Tensor) -> Tensor:
-    """Rotary position embedding in the half-split layout; `sin` carries the sign of its first half."""
-    half = x_NHC.shape[-1] // 2
-    return x_NHC * cos_N1C + torch.cat((x_NHC[..., half:], x_NHC[..., :half]), dim=-1) * sin_N1C
-
-
-class Projection(nn.Linear):
-    """A matrix of a layer, which may have a low-rank adapter beside it (aha.models.lora)."""
-
-    def __init__(self, num_in: int, num_out: int, *, bias: bool) -> None:
-        super().__init__(num_in, num_out, bias=bias)
-        self.adapter: LowRank | None = None
-
-    def project(self, x_ND: Tensor, linear: Linear, *, weight_version: int) -> Tensor:
-        """The matrix's product by way of `linear`, and the adapter's added."""
-        product = linear(x_ND, self.weight, self.bias)
-        return product if self.adapter is None else cast(Tensor, self.adapter(x_ND, product, linear, weight_version))
-
-
-class Layer(nn.Module):
-    """Pre-norm attention and gated feed-forward, with q/k/v and gate/up fused into one parameter each."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width, head_dim = config.hidden_size, config.head_dim
-        qkv_width = (config.num_heads + 2 * config.num_kv_heads) * head_dim
-        self.input_norm = nn.Parameter(torch.ones(width))
-        self.qkv_proj = Projection(width, qkv_width, bias=config.has_qkv_bias)
-        self.o_proj = Projection(config.num_heads * head_dim, width, bias=config.has_output_bias)
-        self.post_attention_norm = nn.Parameter(torch.ones(width))
-        self.gate_up_proj = Projection(width, 2 * config.intermediate_size, bias=config.has_mlp_bias)
-        self.down_proj = Projection(config.intermediate_size, width, bias=config.has_mlp_bias)
-        if config.has_qk_norm:
-            self.q_norm = nn.Parameter(torch.ones(head_dim))
-            self.k_norm = nn.Parameter(torch.ones(head_dim))
+    from aha.models.lora import Lora
 
 
 class Transformer(nn.Module):
@@ -102,11 +43,12 @@ class Transformer(nn.Module):
         self.activations: Literal["keep", "recompute"] = "keep"
         """Whether training keeps what each layer computes for the backward pass, or its input only."""
         self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config, index=i) for i in range(config.num_layers))
         self.final_norm = nn.Parameter(torch.ones(config.hidden_size))
         if not config.tie_word_embeddings:
             self.lm_head = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self._rope_tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self.mtp = nn.ModuleList(MultiTokenPrediction(config, depth=k) for k in range(config.num_mtp_layers))
+        self.rope_tables = RopeTables(config)
 
     @property
     def output_weight(self) -> Tensor:
@@ -135,27 +77,22 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
-                is_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                is_residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
                 std = residual_std if is_residual else self.config.initializer_range
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        for name, buffer in self.named_buffers():
+            assert name.endswith("selection_bias")
+            buffer.zero_()
         self.weight_version += 1
 
-    def rope_tables(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and signed sin (N, 1, C) of the positions, in the parameters' dtype."""
-        key = (self.device, self.dtype)
-        needed = int(positions_N.max()) + 1 if positions_N.numel() else 1
-        if key not in self._rope_tables or len(self._rope_tables[key][0]) < needed:
-            length = max(256, 1 << (needed - 1).bit_length())
-            # fp32, then cast: bf16 angles are off by whole radians at position 1,000.
-            angles = torch.outer(torch.arange(length, dtype=torch.float32), rope_frequencies(self.config))
-            cos, sin = angles.cos(), angles.sin()
-            tables = (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
-            self._rope_tables[key] = tuple(t.unsqueeze(1).to(self.device, self.dtype) for t in tables)  # type: ignore[assignment]
-        cos_table, sin_table = self._rope_tables[key]
-        return cos_table[positions_N], sin_table[positions_N]
-
     def hidden_states(
-        self, token_ids_N: Tensor, *, positions_N: Tensor, attention: Attention, linear: Linear = F.linear
+        self,
+        token_ids_N: Tensor,
+        *,
+        positions_N: Tensor,
+        attention: Attention,
+        linear: Linear = F.linear,
+        routings: list[Routing] | None = None,
     ) -> Tensor:
         """Final hidden states (N, D), after the last norm, of N tokens without padding.
 
@@ -164,42 +101,55 @@ class Transformer(nn.Module):
             positions_N: int64, each token's position in its own sequence.
             attention: which keys every token sees, and where keys and values are kept.
             linear: the matrix product; the engine passes one with prepacked weights.
+            routings: where to append what the gate of each sparse layer decided, in order.
         """
-        cos_N1C, sin_N1C = self.rope_tables(positions_N)
+        run = self.begin_pass(positions_N, attention=attention, linear=linear)
         x_ND = F.embedding(token_ids_N, self.embed_tokens)
-        recomputes = self.activations == "recompute" and torch.is_grad_enabled()
-        for index, layer in enumerate(cast(Iterable[Layer], self.layers)):
-            arguments = (index, layer, x_ND, (cos_N1C, sin_N1C), attention, linear)
-            if recomputes:
-                x_ND = checkpoint(self._through_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x_ND = self._through_layer(*arguments)
+        for layer in cast(Iterable[Layer], self.layers):
+            x_ND, routing = self._through(layer, x_ND, run)
+            if routings is not None and routing is not None:
+                routings.append(routing)
         return F.rms_norm(x_ND, (self.config.hidden_size,), self.final_norm, self.config.rms_norm_eps)
 
-    def _through_layer(
-        self, index: int, layer: Layer, x_ND: Tensor, rope: tuple[Tensor, Tensor], attention: Attention, linear: Linear
+    def mtp_states(
+        self,
+        hidden_ND: Tensor,
+        next_token_ids_N: Tensor,
+        *,
+        depth: int,
+        positions_N: Tensor,
+        attention: Attention,
+        linear: Linear = F.linear,
+        routings: list[Routing] | None = None,
     ) -> Tensor:
-        config = self.config
-        num_tokens, num_q, num_kv, head_dim = len(x_ND), config.num_heads, config.num_kv_heads, config.head_dim
-        eps = config.rms_norm_eps
-        cos_N1C, sin_N1C = rope
-        version = self.weight_version
-        normed_ND = F.rms_norm(x_ND, (config.hidden_size,), layer.input_norm, eps)
-        qkv = layer.qkv_proj.project(normed_ND, linear, weight_version=version).view(
-            num_tokens, num_q + 2 * num_kv, head_dim
-        )
-        if config.has_qk_norm:
-            q_NHC = F.rms_norm(qkv[:, :num_q], (head_dim,), layer.q_norm, eps)
-            k_NKC = F.rms_norm(qkv[:, num_q : num_q + num_kv], (head_dim,), layer.k_norm, eps)
-            q_NHC, k_NKC = rotate(q_NHC, cos_N1C, sin_N1C), rotate(k_NKC, cos_N1C, sin_N1C)
-        else:
-            rotated = rotate(qkv[:, : num_q + num_kv], cos_N1C, sin_N1C)
-            q_NHC, k_NKC = rotated[:, :num_q], rotated[:, num_q:]
-        attended_NHC = attention(index, q_NHC, k_NKC, qkv[:, num_q + num_kv :])
-        x_ND = x_ND + layer.o_proj.project(attended_NHC.reshape(num_tokens, -1), linear, weight_version=version)
-        normed_ND = F.rms_norm(x_ND, (config.hidden_size,), layer.post_attention_norm, eps)
-        gate_NF, up_NF = layer.gate_up_proj.project(normed_ND, linear, weight_version=version).chunk(2, dim=-1)
-        return x_ND + layer.down_proj.project(F.silu(gate_NF) * up_NF, linear, weight_version=version)
+        """Hidden states (N, D) of which the head makes logits of the token `depth` + 2 places ahead.
+
+        Args:
+            hidden_ND: what `hidden_states` returned, or this with one depth less.
+            next_token_ids_N: int64, the token `depth` + 1 places ahead of each.
+            depth: which module, from 0.
+            positions_N: int64; a constant shift of all of them makes no difference.
+            attention: as in `hidden_states`; the module's layer is number `num_layers + depth`.
+        """
+        run = self.begin_pass(positions_N, attention=attention, linear=linear)
+        module = cast(MultiTokenPrediction, self.mtp[depth])
+        x_ND, routing = self._through(module, F.embedding(next_token_ids_N, self.embed_tokens), hidden_ND, run)
+        if routings is not None and routing is not None:
+            routings.append(routing)
+        return x_ND
+
+    def begin_pass(self, positions_N: Tensor, *, attention: Attention, linear: Linear) -> Pass:
+        """What the layers need to compute tokens at these positions."""
+        return Pass(attention, linear, self.weight_version, self.rope_tables.at(positions_N, dtype=self.dtype))
+
+    def _through(self, module: nn.Module, *arguments: Tensor | Pass) -> tuple[Tensor, Routing | None]:
+        """A layer's or module's result, whose insides are kept for the backward pass or computed again there."""
+        if self.activations == "recompute" and torch.is_grad_enabled():
+            return cast(
+                tuple[Tensor, Routing | None],
+                checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False),
+            )
+        return cast(tuple[Tensor, Routing | None], module(*arguments))
 
     def forward(self, token_ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of B sequences of equal length, positions from 0."""
@@ -210,6 +160,13 @@ class Transformer(nn.Module):
             attention=PackedAttention([length] * batch),
         )
         return F.linear(hidden_ND, self.output_weight).view(batch, length, -1)
+
+    def stored_parts(self) -> Iterator[StoredPart]:
+        """Tensors outside the layers, by their full names."""
+        yield StoredPart("model.embed_tokens.weight", self.embed_tokens)
+        yield StoredPart("model.norm.weight", self.final_norm)
+        if not self.config.tie_word_embeddings:
+            yield StoredPart("lm_head.weight", self.lm_head)
 
     def save(self, folder: Path | str, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
         """Write config.json and model.safetensors in the Hugging Face layout, each file atomically; adapters merged."""

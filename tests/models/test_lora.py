@@ -11,7 +11,17 @@ from torch import Tensor
 
 from aha.engine import Engine
 from aha.errors import ModelError
-from aha.models import ModelConfig, Transformer, attach_lora, build_model, frozen_twin, load_model, merge, num_trainable
+from aha.models import (
+    ModelConfig,
+    PackedAttention,
+    Transformer,
+    attach_lora,
+    build_model,
+    frozen_twin,
+    load_model,
+    merge,
+    num_trainable,
+)
 from aha.models import without_adapter as base_of
 from aha.models.lora import LoraTargets, adaptable, adapters, attach_parts
 from aha.models.parity import NUM_CONTINUED, compare_models
@@ -68,10 +78,12 @@ def test_fresh_adapter_leaves_every_logit_as_it_was() -> None:
 def test_adapter_adds_alpha_over_rank_times_b_a_to_each_part() -> None:
     model = with_adapter(make_model(), rank=4, alpha=8.0)
     layer = model.layers[1]
-    projection = layer.qkv_proj
+    projection = layer.attention.qkv_proj
     x = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = projection.project(x, torch.nn.functional.linear, weight_version=0)
+        found = projection.project(
+            x, model.begin_pass(torch.arange(5), attention=PackedAttention([5]), linear=torch.nn.functional.linear)
+        )
         a_q, a_k, a_v = projection.adapter.a.split(4)
         b_q, b_k, b_v = projection.adapter.b.split((32, 16, 16))
         deltas = [2.0 * b @ (a @ x.T) for a, b in ((a_q, b_q), (a_k, b_k), (a_v, b_v))]
@@ -91,17 +103,20 @@ def test_a_is_kaiming_uniform_and_b_is_zero() -> None:
     other, again = make_model(), make_model()
     attach_lora(again, rank=16, alpha=16.0, seed=5)
     attach_lora(other, rank=16, alpha=16.0, seed=6)
-    first = dict(adapters(model))["layers.0.o_proj"].a
-    assert torch.equal(first, dict(adapters(again))["layers.0.o_proj"].a)
-    assert not torch.equal(first, dict(adapters(other))["layers.0.o_proj"].a)
+    first = dict(adapters(model))["layers.0.attention.o_proj"].a
+    assert torch.equal(first, dict(adapters(again))["layers.0.attention.o_proj"].a)
+    assert not torch.equal(first, dict(adapters(other))["layers.0.attention.o_proj"].a)
 
 
 @pytest.mark.parametrize(
     ("targets", "matrices"),
     [
-        ("attention", {"qkv_proj", "o_proj"}),
-        ("mlp", {"gate_up_proj", "down_proj"}),
-        ("all_linear", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("attention", {"attention.qkv_proj", "attention.o_proj"}),
+        ("mlp", {"feed_forward.gate_up_proj", "feed_forward.down_proj"}),
+        (
+            "all_linear",
+            {"attention.qkv_proj", "attention.o_proj", "feed_forward.gate_up_proj", "feed_forward.down_proj"},
+        ),
     ],
 )
 def test_only_adapters_of_the_targets_are_trained(targets: LoraTargets, matrices: set[str]) -> None:
@@ -110,7 +125,7 @@ def test_only_adapters_of_the_targets_are_trained(targets: LoraTargets, matrices
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {f"layers.{i}.{m}.adapter.{x}" for i in (0, 1) for m in matrices for x in "ab"}
     sizes = {"qkv_proj": 3 * 24 + 64, "o_proj": 32 + 24, "gate_up_proj": 2 * 24 + 40, "down_proj": 20 + 24}
-    assert num_trainable(model) == 2 * 2 * sum(sizes[m] for m in matrices)
+    assert num_trainable(model) == 2 * 2 * sum(sizes[m.partition(".")[2]] for m in matrices)
 
 
 def test_step_moves_the_adapter_alone_and_has_no_masters_for_the_base() -> None:

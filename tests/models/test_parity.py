@@ -14,7 +14,7 @@ import transformers
 
 from aha.models import ModelConfig, Transformer, load_model, read_config
 from aha.models.config import Llama3Rope
-from aha.models.transformer import rope_frequencies
+from aha.models.rope import rope_frequencies
 
 TOLERANCE = 1e-5
 """Largest absolute difference of a float32 logit; the logits here reach 8."""
@@ -250,7 +250,7 @@ def test_interleaved_rotation_fails_the_tolerance(tmp_path: Path, monkeypatch: p
         even, odd = x_NHC[..., ::2], x_NHC[..., 1::2]
         return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
 
-    monkeypatch.setattr("aha.models.transformer.rotate", interleaved)
+    monkeypatch.setattr("aha.models.grouped_query.rotate", interleaved)
     assert worst_difference(model(token_ids_BT), reference_logits(reference, token_ids_BT)) > 100 * TOLERANCE
 
 
@@ -275,7 +275,7 @@ def test_published_llama3_stretching_equals_the_reference_far_beyond_the_first_w
     assert torch.equal(rope_frequencies(config), rotary.inv_freq)
     model = Transformer(config)
     positions_N = torch.tensor([0, 1, 8191, 8192, 8193, 40_000, 131_071])
-    cos_N1C, sin_N1C = model.rope_tables(positions_N)
+    cos_N1C, sin_N1C = model.rope_tables.at(positions_N, dtype=torch.float32)
     cos_BTC, sin_BTC = rotary(torch.zeros(1), positions_N.unsqueeze(0))
     torch.testing.assert_close(cos_N1C[:, 0], cos_BTC[0], atol=1e-6, rtol=0)
     # Ours carries the sign of rotate_half in its first half.

@@ -13,10 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aha.models import ARCHITECTURES, ModelConfig, PackedAttention, Transformer, build_model
+from aha.models import (
+    ARCHITECTURES,
+    ExpertsShape,
+    LatentAttentionShape,
+    ModelConfig,
+    PackedAttention,
+    Transformer,
+    build_model,
+)
 from aha.models.attention import MAX_PADDED_RATIO, _plan_buckets
 from aha.models.config import Llama3Rope
-from aha.models.transformer import rope_frequencies
+from aha.models.rope import rope_frequencies
 
 LLAMA = ModelConfig(
     model_type="llama",
@@ -35,6 +43,28 @@ CONFIGS = {
     "qwen2": dataclasses.replace(LLAMA, model_type="qwen2", has_qkv_bias=True, tie_word_embeddings=True),
     "qwen3": dataclasses.replace(LLAMA, model_type="qwen3", has_qk_norm=True, num_heads=2, head_dim=12),
 }
+CONFIGS["qwen3_moe"] = dataclasses.replace(
+    CONFIGS["qwen3"],
+    model_type="qwen3_moe",
+    experts=ExpertsShape(
+        num_experts=6, num_experts_per_token=2, intermediate_size=10, scoring="softmax", has_selection_bias=False
+    ),
+)
+CONFIGS["deepseek_v3"] = dataclasses.replace(
+    LLAMA,
+    model_type="deepseek_v3",
+    num_kv_heads=6,
+    head_dim=14,
+    rope_interleaved=True,
+    mla=LatentAttentionShape(
+        q_lora_rank=11, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=6, v_head_dim=10
+    ),
+    experts=ExpertsShape(
+        num_experts=8, num_experts_per_token=3, intermediate_size=10, num_shared_experts=1, scoring="sigmoid",
+        has_selection_bias=True, num_groups=2, num_groups_per_token=1, scaling_factor=2.5, first_layer=1,
+    ),
+)  # fmt: skip
+CONFIGS["kimi_k2"] = dataclasses.replace(CONFIGS["deepseek_v3"], model_type="kimi_k2")
 
 
 def make_model(config: ModelConfig, *, seed: int = 0) -> Transformer:
@@ -154,7 +184,7 @@ def test_packed_attention_equals_softmax_by_hand(lengths: list[int], seed: int) 
     for head in range(num_heads):
         scores_NN = q_NHC[:, head] @ k_NKC[:, head // 2].T / head_dim**0.5
         attended.append(scores_NN.masked_fill(~is_seen_NN, -torch.inf).softmax(dim=-1) @ v_NKC[:, head // 2])
-    ours = PackedAttention(lengths)(0, q_NHC, k_NKC, v_NKC)
+    ours = PackedAttention(lengths)(0, q_NHC, k_NKC, v_NKC, scale=q_NHC.shape[-1] ** -0.5)
     torch.testing.assert_close(ours, torch.stack(attended, dim=1), atol=1e-5, rtol=0)
 
 
@@ -167,9 +197,9 @@ def test_rotation_depends_on_distance_alone() -> None:
 
 def test_rotary_tables_grow_without_changing_what_was_there() -> None:
     model = make_model(LLAMA)
-    first = model.rope_tables(torch.arange(10))[0].clone()
-    model.rope_tables(torch.tensor([5000]))
-    assert torch.equal(model.rope_tables(torch.arange(10))[0], first)
+    first = model.rope_tables.at(torch.arange(10), dtype=torch.float32)[0].clone()
+    model.rope_tables.at(torch.tensor([5000]), dtype=torch.float32)
+    assert torch.equal(model.rope_tables.at(torch.arange(10), dtype=torch.float32)[0], first)
 
 
 def test_model_can_train_after_sampling_in_inference_mode() -> None:
