@@ -120,8 +120,6 @@ def _add_shape(writer: GGUFWriter, config: ModelConfig) -> None:
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling.factor)
         writer.add_rope_scaling_orig_ctx_len(scaling.original_max_position_embeddings)
-        writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
-        writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
     if config.experts is not None:
         writer.add_expert_count(config.experts.num_experts)
         writer.add_expert_used_count(config.experts.num_experts_per_token)
@@ -155,8 +153,10 @@ def _refuse_what_gguf_cannot_say(config: ModelConfig) -> None:
 
 
 def _is_plain_yarn(scaling: YarnRope) -> bool:
-    said = (scaling.mscale, scaling.mscale_all_dim, scaling.attention_factor)
-    return scaling.truncate and all(value is None for value in said)
+    """llama.cpp knows a factor and a window; it reads no betas for these families (found by comparing logits)."""
+    return scaling == YarnRope(
+        factor=scaling.factor, original_max_position_embeddings=scaling.original_max_position_embeddings
+    )
 
 
 class _Source(NamedTuple):

@@ -117,7 +117,7 @@ def test_transformers_reads_the_same_weights(tmp_path: Path, tokenizer_folder: P
         ("llama", {"has_qkv_bias": True, "has_output_bias": True}),
         ("llama", {"has_mlp_bias": True, "tie_word_embeddings": False}),
         ("qwen2", {"rope_scaling": YARN}),
-        ("qwen3", {"rope_scaling": YarnRope(factor=2.0, original_max_position_embeddings=64, beta_fast=16.0)}),
+        ("qwen3", {"rope_scaling": YARN, "tie_word_embeddings": True}),
         ("qwen3_moe", {"rope_scaling": 4.0}),
     ],
 )
@@ -197,6 +197,7 @@ def test_tokenizers_that_gguf_has_no_words_for_are_refused(tmp_path: Path, token
     [
         ("qwen2", {"rope_scaling": LLAMA3}, "llama.cpp has no llama3 rotary scaling for qwen2"),
         ("qwen3", {"rope_scaling": replace(YARN, attention_factor=1.5)}, "not the plain one that llama.cpp computes"),
+        ("qwen3", {"rope_scaling": replace(YARN, beta_fast=16.0)}, "not the plain one that llama.cpp computes"),
         ("qwen3", {"has_qkv_bias": True}, "biases are not those of a plain qwen3"),
         ("llama", {"has_qkv_bias": True}, "biases on some of the attention's projections only"),
         ("qwen2", {"head_dim": 32}, "qwen2 has heads of hidden_size / num_heads channels, these have 32"),

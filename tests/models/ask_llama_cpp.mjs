@@ -1,16 +1,18 @@
 // Asks llama.cpp about GGUF files, with its key/value cache in float32: what our own numbers are compared with.
-// Usage: node llama_cpp.mjs JOBS.json ANSWERS.json
-// A job: model, texts, prompts (token ids), numTokens. Its answer, per text: token ids; per prompt: the logits of its
-// every position, and the greedy continuation.
+// Usage: node ask_llama_cpp.mjs JOBS.json ANSWERS.json
+// A job: model, texts, prompts (token ids), numTokens, positions ("all" or "last"). Its answer, per text: token ids; per
+// prompt: the logits of those positions, and the greedy continuation.
 import { readFileSync, writeFileSync } from "node:fs";
 import { getLlama } from "node-llama-cpp";
 
-const llama = await getLlama({ gpu: false, build: "never", logLevel: "error", maxThreads: 2 });
+const llama = await getLlama({ gpu: false, build: "never", logLevel: "error", maxThreads: 1 });
 
-async function logitsOf(sequence, prompt) {
+async function logitsOf(sequence, prompt, positions) {
   await sequence.clearHistory();
-  const wanted = prompt.map((token) => [token, { generateNext: { logits: true } }]);
-  return (await sequence.controlledEvaluate(wanted)).map(({ next }) => {
+  const isAsked = (at) => positions === "all" || at === prompt.length - 1;
+  const wanted = prompt.map((token, at) => (isAsked(at) ? [token, { generateNext: { logits: true } }] : token));
+  const found = await sequence.controlledEvaluate(wanted);
+  return found.filter(Boolean).map(({ next }) => {
     const logits = new Array(next.logits.size);
     for (const [token, logit] of next.logits) logits[token] = logit;
     return logits;
@@ -26,7 +28,7 @@ async function continueGreedily(sequence, prompt, numTokens) {
   return tokens;
 }
 
-async function answer({ model: modelPath, texts, prompts, numTokens }) {
+async function answer({ model: modelPath, texts, prompts, numTokens, positions }) {
   const model = await llama.loadModel({ modelPath, gpuLayers: 0, vocabOnly: prompts.length === 0 });
   const found = { tokens: texts.map((text) => [...model.tokenize(text, true)]), logits: [], continuations: [] };
   if (prompts.length) {
@@ -35,10 +37,11 @@ async function answer({ model: modelPath, texts, prompts, numTokens }) {
       experimentalKvCacheKeyType: "F32",
       experimentalKvCacheValueType: "F32",
       flashAttention: false,
+      threads: 1, // more would wait for each other on a busy machine
     });
     const sequence = context.getSequence();
     for (const prompt of prompts) {
-      found.logits.push(await logitsOf(sequence, prompt));
+      found.logits.push(await logitsOf(sequence, prompt, positions));
       found.continuations.push(await continueGreedily(sequence, prompt, numTokens));
     }
     await context.dispose();
