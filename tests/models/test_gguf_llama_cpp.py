@@ -4,7 +4,8 @@ llama.cpp is the binary of npm's node-llama-cpp, which these tests install besid
 85 MB in ~/.cache/aha/bench, once). Without Node.js, npm or a network they are skipped; in CI that is a failure.
 
 What is compared: every logit of every position of the prompts, and the greedy continuation up to the first place where
-our own two best tokens lie closer together than the logits may differ: there either choice is right.
+our own two best tokens lie closer together than three times what the likely tokens' logits differ: there either choice
+is right.
 """
 
 from __future__ import annotations
@@ -150,8 +151,11 @@ def check(model: Transformer, answer: Answer, *, prompts: list[list[int]], bound
         flips = model.config.experts is not None and bound > MAX_DIFFERENCE["bf16"]
         difference = float(differences_T.median() if flips else differences_T.max())
         assert difference <= bound
+        # A choice can only turn on the likely tokens' differences, which are a sample of those to come.
+        likely_Tk = asked_TV.topk(10).indices
+        likely_difference = float((asked_TV - theirs_TV).gather(1, likely_Tk).abs().max())
         best, second = ours_TV[len(prompt) - 1 :].topk(2).values.unbind(-1)
-        is_tie = (best - second <= 4 * difference).tolist()
+        is_tie = (best - second <= 3 * likely_difference).tolist()
         for at, (our_id, their_id) in enumerate(zip(completion.token_ids, their_ids, strict=False)):
             if is_tie[at]:
                 break
@@ -350,16 +354,20 @@ def smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_smollm2_answers_in_llama_cpp_as_it_does_here(tmp_path: Path, smollm2: Path, ask: Any) -> None:
     chat, model = ChatFormat.load(smollm2), load_model(smollm2, dtype="float32", device="cpu")
-    asked = ["What is the capital of France?", "Write one sentence about the sea.", "What is 12 + 30?"]
+    asked = ["What is the capital of France?", "Write one sentence about the sea."]
     messages = [[Message("user", text)] for text in asked]
     prompts = [chat.render(conversation) for conversation in messages]
     texts = [chat.render_text(conversation) for conversation in messages]
-    paths = {kind: tmp_path / f"{kind}.gguf" for kind in ("bf16", "q8_0")}
+    paths = {kind: tmp_path / f"{kind}.gguf" for kind in ("f16", "q8_0")}
     for kind, path in paths.items():
         write_gguf(model, path, tokenizer_folder=chat.folder, kind=kind, name="smollm2")
-    answers = ask(*paths.values(), prompts=prompts, texts=texts, num_tokens=24, positions="last")
+    answers = ask(*paths.values(), prompts=prompts, texts=texts, num_tokens=16, positions="last")
     for kind, answer in zip(paths, answers, strict=True):
         assert answer.tokens == prompts
-        again = model if kind == "bf16" else read_back(paths[kind], tmp_path / f"{kind}-back")
-        print(kind, check(again, answer, prompts=prompts, bound=1.0))
-        assert "Paris" in chat.decode(answer.continuations[0])
+        again = read_back(paths[kind], tmp_path / f"{kind}-back")
+        # Its logits have a standard deviation of 8. With eight-bit activations hardly a token has a clear enough margin:
+        # the first answer's first, "The" or "L", is 0.1 apart.
+        num_compared = check(again, answer, prompts=prompts, bound=0.2 if kind == "f16" else 3.0)
+        if kind == "f16":
+            assert num_compared >= 12
+            assert "Paris" in chat.decode(answer.continuations[0])

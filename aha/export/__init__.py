@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +17,10 @@ import torch
 from aha import hub
 from aha.chat import ChatFormat
 from aha.errors import ConfigError, ModelError
+from aha.export.card import write_card
+from aha.export.proof import Proof
 from aha.models import Transformer, hash_weights, load_model, save_adapter, without_adapter
-from aha.models.parity import Parity, compare_models
+from aha.models.parity import compare_models
 from aha.types import Message
 
 DTypeName = Literal["float32", "bfloat16"]
@@ -34,46 +35,6 @@ PROBES = (
     "Zähle drei Städte auf, ¿y cuáles son sus ríos? 日本",
 )
 """What the source and its copy are both asked."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """That a written model is the function that it was written from."""
-
-    dtype: str
-    """Of the written weights."""
-    bound: float
-    """Most that `parity.mean_probability_difference` may be."""
-    parity: Parity
-    """Source and written model."""
-    adapter_effect: Parity | None
-    """Source and its base without the adapter, for scale; None where there is no adapter."""
-    sha256: str
-    """Of the written weights."""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Proof:
-        """What `to_json` wrote."""
-        raw = json.loads(text)
-        for name in ("parity", "adapter_effect"):
-            raw[name] = None if raw[name] is None else Parity(**raw[name])
-        return cls(**raw)
-
-    def describe(self) -> str:
-        """One or two sentences for people."""
-        if self.adapter_effect is None:
-            words = f"written in {self.dtype}, read back and compared with its source: {self.parity.describe()}"
-            return f"{words} (allowed: {self.bound:g})" if self.bound else words
-        effect = self.adapter_effect
-        return (
-            f"adapter merged in float32, rounded to {self.dtype}, read back and compared with base and adapter: "
-            f"{self.parity.describe()} (allowed: {self.bound:g}). The adapter itself moved that probability by "
-            f"{effect.mean_probability_difference:.2g} and left {100 * effect.same_argmax_fraction:.1f} % of the "
-            "likeliest tokens as they were"
-        )
 
 
 def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto", keeps_adapter: bool = False) -> str:
@@ -113,7 +74,7 @@ def _export_hf(name: str, source: Path, out: Path) -> str:
     model, chat = load_as_stored(source), ChatFormat.load(source)
     proof = write_copy(model, out, prompts=probe_prompts(chat, window=model.config.max_position_embeddings))
     chat.save(out)
-    write_card(out, name=name, proof=proof)
+    write_card(out, name=name, source=source, form="hf", proof=proof.describe(), sha256=proof.sha256)
     return f"{out}: {proof.describe()}"
 
 
@@ -131,7 +92,14 @@ def _export_adapter(name: str, source: Path, out: Path) -> str:
     assert model.lora is not None
     assert model.lora.base is not None
     sha256 = model.lora.base.sha256
-    return f"{out}: adapter for {model.lora.base.folder} (sha256 {sha256[:12]}…), read back: {parity.describe()}"
+    words = f"(sha256 {sha256[:12]}…), read back: {parity.describe()}"
+    with (out / "adapter_model.safetensors").open("rb") as file:
+        own_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    base = model.lora.base.folder
+    write_card(
+        out, name=name, source=source, form="adapter", proof=f"adapter for {base.name} {words}", sha256=own_sha256
+    )
+    return f"{out}: adapter for {base} {words}"
 
 
 def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
@@ -157,7 +125,7 @@ def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     proof = Proof(dtype=chosen, bound=bound, parity=parity, adapter_effect=None, sha256=sha256)
-    write_card(out, name=name, proof=proof)
+    write_card(out, name=name, source=source, form="gguf", proof=proof.describe(), sha256=sha256)
     return f"{path}: {proof.describe()}"
 
 
@@ -230,12 +198,3 @@ def write_merged(model: Transformer, folder: Path, *, prompts: Sequence[Sequence
             sha256 = hash_weights(folder)
             return Proof(dtype=dtype, bound=bound, parity=parity, adapter_effect=effect, sha256=sha256)
     raise ModelError(f"the merged model is not equal to base and adapter: {parity.describe()} (allowed: {bound:g})")
-
-
-def write_card(folder: Path, *, name: str, proof: Proof) -> None:
-    """Write README.md beside an exported model: what it is, and the proof."""
-    words = proof.describe()
-    lines = ["---", f"base_model: {name}", "pipeline_tag: text-generation", "---", "", f"# {folder.name}", ""]
-    lines += [f"Written by `aha export {name}`. {words[0].upper()}{words[1:]}.", ""]
-    lines += [f"sha256 of the weights: `{proof.sha256}`. The licence of the source applies.", ""]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
