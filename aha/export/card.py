@@ -12,6 +12,7 @@ from typing import Any, Literal
 from huggingface_hub import ModelCardData
 
 from aha.cost.files import write_atomic
+from aha.errors import DataError
 from aha.export.proof import Proof
 from aha.export.provenance import Provenance, find_run, read_provenance
 
@@ -25,11 +26,9 @@ _LIBRARY = {"run": "transformers", "hf": "transformers", "adapter": "peft"}
 def write_run_card(run_folder: Path) -> None:
     """Write model/README.md of a finished run from the files of its folder; again gives the same."""
     provenance = read_provenance(str(run_folder), source=run_folder / "model")
-    merged = run_folder / "merge.json"
-    proof = ""
-    if merged.exists():
-        words = Proof.from_json(merged.read_text(encoding="utf-8")).describe()
-        proof = f"{_sentence(words)} The adapter alone lies beside this folder as `adapter/`."
+    proof = _merge_proof(run_folder)
+    if proof:
+        proof += " The adapter alone lies beside this folder as `adapter/`."
     _write(run_folder / "model", title=run_folder.name, provenance=provenance, form="run", proof=proof)
 
 
@@ -40,11 +39,13 @@ def write_card(folder: Path, *, name: str, source: Path, form: Form, proof: str,
         name: the MODEL that was exported, as the user named it.
         source: the folder that it led to.
         proof: what was measured, in words.
-        sha256: of the written weights, or for an adapter of its base's.
+        sha256: of the written weights.
     """
-    text = f"{_sentence(proof)}\n\nsha256 of the weights: `{sha256}`."
+    text = f"{_sentence(proof)}\n\nsha256 of the {'file' if form == 'gguf' else 'weights'}: `{sha256}`."
     provenance = read_provenance(name, source=source)
     run = find_run(source)
+    if run is not None and source.name == "model" and (merged := _merge_proof(run)):
+        text = f"{merged}\n\n{text}"
     _write(folder, title=(run or Path(name)).name, provenance=provenance, form=form, proof=text)
 
 
@@ -88,6 +89,15 @@ def _introduction(provenance: Provenance, *, form: Form) -> str:
         "adapter": f"Written by `aha export {name} --to hf --adapter`, for PEFT; it needs its base.",
     }[form]
     return f"{what}\n\n- Base model: {provenance.base}\n- Licence: {provenance.licence_words}"
+
+
+def _merge_proof(run_folder: Path) -> str:
+    """How the run's adapter was merged; "" for a run without one."""
+    path = run_folder / "merge.json"
+    try:
+        return _sentence(Proof.from_json(path.read_text(encoding="utf-8")).describe()) if path.exists() else ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error!r}") from None
 
 
 def _sentence(words: str) -> str:

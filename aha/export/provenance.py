@@ -26,6 +26,7 @@ _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"(\w+):[ \t]*([^\n{}]*?)[ \t]*")
 _LIST_ITEM = re.compile(r"[ ]{0,2}-[ \t]+([^:\n{}]+?)[ \t]*")
+_BASE_LINE = re.compile(r"^- Base model: (.+)$", re.MULTILINE)
 _MAX_CARD = 200_000
 """Characters of a card that are read."""
 _CARRIED = ("Training", "Scores", "Cost")
@@ -72,6 +73,8 @@ def read_provenance(name: str, *, source: Path) -> Provenance:
     origin = _origin(name, card)
     carried = dict(_sections(card.text)) if "aha" in card.metadata.get("tags", []) else {}
     tags = [tag for tag in card.metadata.get("tags", []) if tag not in ("aha", "gguf")] if carried else []
+    if carried and (base := _BASE_LINE.search(card.text)):
+        origin["base"] = base[1]
     return Provenance(name=name, tags=tuple(tags), is_trained=bool(carried), sections=carried, **origin)
 
 

@@ -365,7 +365,7 @@ def test_smollm2_answers_in_llama_cpp_as_it_does_here(tmp_path: Path, smollm2: P
     for kind, answer in zip(paths, answers, strict=True):
         assert answer.tokens == prompts
         again = read_back(paths[kind], tmp_path / f"{kind}-back")
-        # Its logits have a standard deviation of 8. With eight-bit activations hardly a token has a clear enough margin:
+        # Its logits have a standard deviation of 8. With eight-bit activations hardly a token has a clear margin:
         # the first answer's first, "The" or "L", is 0.1 apart.
         num_compared = check(again, answer, prompts=prompts, bound=0.2 if kind == "f16" else 3.0)
         if kind == "f16":
