@@ -41,7 +41,7 @@ def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto
     """Write a model as a folder for other tools; returns what was written and how it was proven, for people.
 
     Args:
-        name: a MODEL as every verb takes it.
+        name: a MODEL as every verb takes it, or a .gguf file.
         to: "hf" is a Hugging Face folder, "gguf" a file for llama.cpp and its kin.
         out: folder to make; it must be new or empty.
         kind: how a gguf file stores matrices, see GGUF_KINDS; "auto" is what the model is stored in.
@@ -52,14 +52,15 @@ def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; name a new one")
-    source = hub.resolve(name)
     if keeps_adapter and to == "gguf":
         raise ConfigError("--adapter keeps PEFT's layout, which is --to hf; a gguf file holds the merged model")
     if to == "hf" and kind != "auto":
         raise ConfigError(f"--type {kind} is for --to gguf; a Hugging Face folder keeps the model's own dtype")
     # Under another name until it is proven: a killed export leaves nothing that looks like a model.
     work = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
+    read = work.with_name(f"{work.name}.read")
     try:
+        source = _read_gguf(Path(name), read) if name.endswith(".gguf") and Path(name).is_file() else hub.resolve(name)
         if to == "gguf":
             said = _export_gguf(name, source, work, kind=kind)
         else:
@@ -67,7 +68,17 @@ def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto
         os.rename(work, out)  # onto an empty folder, or none
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(read, ignore_errors=True)
     return said.replace(str(work), str(out))
+
+
+def _read_gguf(path: Path, folder: Path) -> Path:
+    """A GGUF file as a folder, which the copy is then proven equal to."""
+    from aha.models.gguf import convert_gguf  # here, so that other exports do not wait for it
+
+    origin = f"the file `{path.name}`"
+    convert_gguf(path, folder=folder, base_model=path.stem, origin=origin, dtype="auto")
+    return folder
 
 
 def _export_hf(name: str, source: Path, out: Path) -> str:

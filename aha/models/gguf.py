@@ -63,7 +63,12 @@ class _Entry(NamedTuple):
 
 
 def convert_gguf(
-    source: Path, *, folder: Path, base_model: str, origin: str, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    source: Path,
+    *,
+    folder: Path,
+    base_model: str,
+    origin: str,
+    dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16",
 ) -> str:
     """Write config.json, model.safetensors, the tokenizer's files and a model card of a GGUF model.
 
@@ -74,7 +79,8 @@ def convert_gguf(
         folder: where the files go; made if it is not there.
         base_model: Hugging Face id of the model before it was quantised, for the card.
         origin: where the file comes from, in Markdown, for the card.
-        dtype: of the folder's weights.
+        dtype: of the folder's weights; "auto" is float32 for a file of F32 or F16, which bfloat16 would round, and
+            bfloat16 for the others.
 
     Returns:
         The type that most tensors were stored in, e.g. "Q4_1".
@@ -86,6 +92,9 @@ def convert_gguf(
     fields = file.fields
     try:
         config = _read_config(file)
+        if dtype == "auto":
+            kinds = Counter(tensor.kind.name for tensor in file.tensors.values() if len(tensor.shape) > 1)
+            dtype = "float32" if kinds.most_common(1)[0][0] in ("F32", "F16") else "bfloat16"
         tensors = [tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS]
         entries = [entry for tensor in tensors for entry in _entries(tensor, config=config)]
         _check_shapes(entries, config=config)
