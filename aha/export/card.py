@@ -16,11 +16,11 @@ from aha.errors import DataError
 from aha.export.proof import Proof
 from aha.export.provenance import Provenance, find_run, read_provenance
 
-Form = Literal["run", "hf", "gguf", "adapter"]
+Form = Literal["run", "hf", "fp8", "gguf", "adapter"]
 """A run's model/, or one of the forms of an export."""
 # How Hugging Face's model page files a copy under its base: https://huggingface.co/docs/hub/model-cards#specifying-a-base-model
-_RELATION = {"run": "finetune", "hf": "finetune", "gguf": "quantized", "adapter": "adapter"}
-_LIBRARY = {"run": "transformers", "hf": "transformers", "adapter": "peft"}
+_RELATION = {"run": "finetune", "hf": "finetune", "fp8": "quantized", "gguf": "quantized", "adapter": "adapter"}
+_LIBRARY = {"run": "transformers", "hf": "transformers", "fp8": "transformers", "adapter": "peft"}
 
 
 def write_run_card(run_folder: Path) -> None:
@@ -85,6 +85,7 @@ def _introduction(provenance: Provenance, *, form: Form) -> str:
     what = {
         "run": "Trained by `aha train`.",
         "hf": f"Written by `aha export {name} --to hf`, for transformers, vLLM and SGLang.",
+        "fp8": f"Written by `aha export {name} --to hf` with its layers' matrices in FP8, as DeepSeek-V3 is published.",
         "gguf": f"Written by `aha export {name} --to gguf`, for llama.cpp, Ollama and their kin.",
         "adapter": f"Written by `aha export {name} --to hf --adapter`, for PEFT; it needs its base.",
     }[form]

@@ -19,7 +19,10 @@ from torch import Tensor
 
 from aha.errors import ModelError
 from aha.models.config import ModelConfig
-from aha.models.config_files import dump_config, read_config
+from aha.models.config_files import dump_config, read_config, read_fp8_format
+from aha.models.fp8 import FP8
+from aha.models.fp8_files import SCALE_SUFFIX, Form, Fp8Weights, fp8_format, fp8_tensors
+from aha.models.internvl import InternVL, published_name, short_name
 from aha.models.lora import adapters
 from aha.models.projection import HasStoredParts
 from aha.models.transformer import Transformer
@@ -29,7 +32,7 @@ DType = Literal["auto", "float32", "bfloat16"]
 # Buffers that old checkpoints carry and that follow from the configuration.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 _SHARED_WITH_MTP = re.compile(r"model\.layers\.(\d+)\.(?:embed_tokens|shared_head\.head)\.weight")
-_FLOAT32_SUFFIXES = ("e_score_correction_bias",)
+_FLOAT32_SUFFIXES = ("e_score_correction_bias", SCALE_SUFFIX)
 _FLOATS = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the dtypes that are weights; integers and 8-bit floats are somebody's quantisation."""
 
@@ -69,7 +72,7 @@ def build_model(config: ModelConfig, *, dtype: DType = "auto", device: str = "au
     target = torch.device("meta") if device == "meta" else choose_device(device)
     # By way of the meta device: PyTorch would draw random weights first, which takes minutes for billions of them.
     with torch.device("meta"):
-        model = Transformer(config)
+        model = Transformer(config) if config.vision is None else InternVL(config)
     model.to(choose_dtype(dtype, device=target))
     return model if target.type == "meta" else model.to_empty(device=target)
 
@@ -92,15 +95,18 @@ def load_model(
         return load_adapter_folder(folder, dtype=dtype, device=device, resolve=resolve)
     files = weight_files(folder)
     config = _without_absent_mtp(read_config(folder), files=files)
-    _check_tensors(build_model(config, device="meta"), folder=folder, files=files)
+    fp8 = _check_tensors(build_model(config, device="meta"), folder=folder, files=files)
     model = build_model(config, dtype=dtype, device=device)
     targets = dict(stored_tensors(model))
     with torch.no_grad():
         for path in files:
             with _open(path) as file:
-                for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
-                    if name in targets:
-                        targets[name].copy_(_finite(file.get_tensor(name), name=name, path=path))
+                for name, ours in _names(file, config=config):
+                    if name in fp8:
+                        fp8.read_into(targets[ours], name=name, values=file.get_tensor(name), opened=_open)
+                        _finite(targets[ours], name=name, path=path)
+                    elif ours in targets:
+                        targets[ours].copy_(_finite(file.get_tensor(name), name=name, path=path))
     model.weight_version += 1
     return model
 
@@ -112,9 +118,15 @@ def _without_absent_mtp(config: ModelConfig, *, files: list[Path]) -> ModelConfi
     behind = f"model.layers.{config.num_layers}."
     for path in files:
         with _open(path) as file:
-            if any(name.startswith(behind) for name in file.keys()):  # noqa: SIM118 - no dict
+            if any(ours.startswith(behind) for _, ours in _names(file, config=config)):
                 return config
     return dataclasses.replace(config, num_mtp_layers=0)
+
+
+def _names(file: Any, *, config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The names of a file's tensors: as they stand there, and as `stored_tensors` says them."""
+    for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
+        yield name, name if config.vision is None else short_name(name)
 
 
 def _is_ignored(name: str, *, config: ModelConfig) -> bool:
@@ -127,51 +139,61 @@ def _is_ignored(name: str, *, config: ModelConfig) -> bool:
     return is_repeated or name.endswith(_IGNORED_SUFFIXES)
 
 
-def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> None:
-    """Compare what the files declare with what the model needs, before anything is allocated."""
+def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> Fp8Weights:
+    """Compare what the files declare with what the model needs, before anything is allocated; what is in FP8."""
+    fp8 = Fp8Weights(read_fp8_format(folder))
     targets = dict(stored_tensors(model))
     seen: set[str] = set()
     for path in files:
         with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
-                if _is_ignored(name, config=model.config):
+            for name, ours in _names(file, config=model.config):
+                if _is_ignored(ours, config=model.config):
                     continue
-                if name not in targets:
-                    raise ModelError(f"{path}: unexpected tensor {name!r}; is config.json of another model?")
-                if name in seen:
-                    raise ModelError(f"{path}: tensor {name!r} is in another file of {folder} too")
                 declared = file.get_slice(name)
                 shape, dtype = tuple(declared.get_shape()), declared.get_dtype()
-                if shape != tuple(targets[name].shape):
+                is_scale = fp8.note(name, path=path, shape=shape, dtype=dtype) == "scale"
+                if is_scale:
+                    continue
+                if ours not in targets:
+                    raise ModelError(f"{path}: unexpected tensor {name!r}; is config.json of another model?")
+                if ours in seen:
+                    raise ModelError(f"{path}: tensor {name!r} is in another file of {folder} too")
+                if shape != tuple(targets[ours].shape):
                     raise ModelError(
-                        f"{path}: tensor {name!r} has shape {shape}, config.json says {tuple(targets[name].shape)}"
+                        f"{path}: tensor {name!r} has shape {shape}, config.json says {tuple(targets[ours].shape)}"
                     )
-                if dtype not in _FLOATS:
+                if dtype not in _FLOATS and name not in fp8:
                     raise ModelError(f"{path}: tensor {name!r} has dtype {dtype}; choose from: {', '.join(_FLOATS)}")
-                seen.add(name)
+                seen.add(ours)
     missing = sorted(targets.keys() - seen)
     if missing:
         raise ModelError(f"{folder}: {len(missing)} of {len(targets)} tensors are missing, the first is {missing[0]!r}")
+    fp8.check()
+    return fp8
 
 
-def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> None:
+def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto", form: Form = "full") -> None:
     """Write config.json and model.safetensors; a file is complete or absent, never half-written.
 
     Adapters are merged into what is written: W + scale * B A, in float32 and then rounded.
 
     Args:
         dtype: of the file; "auto" takes the model's.
+        form: "fp8" stores the layers' matrices in FP8, each rounded from the values as they are, not from `dtype`.
 
     Raises:
         ModelError: the folder cannot be written, or the disk is full.
     """
     target = model.dtype if dtype == "auto" else choose_dtype(dtype, device=model.device)
-    tensors = {
-        # What is float32 in a bfloat16 model is so for a reason: a gate's selection bias.
-        name: values.to("cpu", torch.float32 if name.endswith(_FLOAT32_SUFFIXES) else target).contiguous()
-        for name, values in merged_tensors(model)
-    }
     config = dump_config(model.config, dtype=str(target).removeprefix("torch."))
+    merged = _published_tensors(model)
+    if form != "full":
+        merged = fp8_tensors(merged, form=form)
+        shapes = ((name, values.shape) for name, values in _published_tensors(model))
+        config["quantization_config"] = fp8_format(shapes, form=form).to_json()
+    tensors = {
+        name: values.to("cpu", _stored_dtype(name, values, target=target)).contiguous() for name, values in merged
+    }
     temporary = folder / f".model.safetensors.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,6 +208,19 @@ def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> No
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _stored_dtype(name: str, values: Tensor, *, target: torch.dtype) -> torch.dtype:
+    """What is float32 in a bfloat16 model is so for a reason: a gate's selection bias, the scales of FP8."""
+    if values.dtype == FP8:
+        return FP8
+    return torch.float32 if name.endswith(_FLOAT32_SUFFIXES) else target
+
+
+def _published_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """`merged_tensors` by the names that files have."""
+    for name, values in merged_tensors(model):
+        yield name if model.config.vision is None else published_name(name), values
 
 
 @torch.no_grad()

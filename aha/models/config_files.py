@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from aha.models.config import (
     RopeScaling,
     YarnRope,
 )
+from aha.models.fp8_files import Fp8Format, parse_fp8
+from aha.models.vision_config import VisionShape, dump_vision, read_vision
 
 # Class defaults of the transformers configurations: what a missing key means.
 _MAX_POSITIONS_DEFAULT = {
@@ -40,7 +43,6 @@ LATENT_TYPES = ("deepseek_v3", "kimi_k2")
 """Families with multi-head latent attention; kimi_k2 is DeepSeek-V3's architecture with values of its own."""
 _REFUSED = {
     "auto_map": "needs code from the model's repository, which is never executed",
-    "quantization_config": "says that the weights are quantised; use the unquantised folder",
 }
 
 
@@ -50,6 +52,24 @@ def read_config(folder: Path | str) -> ModelConfig:
     Raises:
         ModelError: no such file, an unknown architecture, or a setting that this version would compute wrongly.
     """
+    return parse_config(_read_json(folder), source=str(Path(folder) / "config.json"))
+
+
+def read_fp8_format(folder: Path | str) -> Fp8Format | None:
+    """How a Hugging Face folder's weights are stored in FP8; None where they are plain.
+
+    Raises:
+        ModelError: as `read_config`.
+    """
+    raw = _read_json(folder)
+    try:
+        # Beside the parts of a model that sees, or in the part that writes.
+        return parse_fp8(raw) or parse_fp8(raw.get("text_config") or {})
+    except ModelError as error:
+        raise ModelError(f"{Path(folder) / 'config.json'}: {error}") from None
+
+
+def _read_json(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -59,18 +79,21 @@ def read_config(folder: Path | str) -> ModelConfig:
         raise ModelError(f"{path} cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path} must hold a JSON object")
-    return parse_config(raw, source=str(path))
+    return raw
 
 
 def parse_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Turn a Hugging Face configuration into a ModelConfig; `source` names it in errors."""
     try:
         model_type = raw.get("model_type")
-        if not isinstance(model_type, str) or model_type not in _MAX_POSITIONS_DEFAULT:
-            raise ModelError(unknown_name("model_type", str(model_type), _MAX_POSITIONS_DEFAULT))
+        if not isinstance(model_type, str) or model_type not in (*_MAX_POSITIONS_DEFAULT, "internvl"):
+            raise ModelError(unknown_name("model_type", str(model_type), (*_MAX_POSITIONS_DEFAULT, "internvl")))
         for key, reason in _REFUSED.items():
             if raw.get(key):
                 raise ModelError(f"{key} {reason}")
+        parse_fp8(raw)
+        if model_type == "internvl":
+            return _build_internvl(raw)
         if raw.get("hidden_act", "silu") not in ("silu", "swish"):
             raise ModelError(f"hidden_act {raw['hidden_act']!r} is not supported; only 'silu' is")
         _refuse_sliding_window(raw)
@@ -123,6 +146,17 @@ def _build(raw: Mapping[str, Any], model_type: ModelType) -> ModelConfig:
         eos_token_ids=() if eos is None else tuple(int(i) for i in (eos if isinstance(eos, list) else [eos])),
         initializer_range=float(raw.get("initializer_range", 0.02)),
     )
+
+
+def _build_internvl(raw: Mapping[str, Any]) -> ModelConfig:
+    """The language model's configuration with an eye: the file has `text_config` and `vision_config` side by side."""
+    text = raw.get("text_config") or {}
+    if not isinstance(text, dict) or text.get("model_type") == "internvl":
+        raise ModelError("text_config must be the configuration of a language model")
+    config = parse_config({"model_type": "qwen2", **text}, source="text_config")
+    # Version 5 goes by the outer key, which it always writes; version 4 by the inner one, and leaves the outer one out.
+    is_tied = bool(raw.get("tie_word_embeddings", config.tie_word_embeddings))
+    return replace(config, vision=read_vision(raw), tie_word_embeddings=is_tied)
 
 
 def _read_heads(raw: Mapping[str, Any], model_type: ModelType) -> tuple[int, int]:
@@ -294,7 +328,18 @@ def dump_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         }
         # Of an MLA model it would be read as the rotated part; each reader adds the two parts up.
         del raw["head_dim"]
-    return raw
+    return raw if config.vision is None else _dump_internvl(raw, config.vision)
+
+
+def _dump_internvl(text: dict[str, Any], vision: VisionShape) -> dict[str, Any]:
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "text_config": text,
+        **dump_vision(vision),
+        "tie_word_embeddings": text["tie_word_embeddings"],
+        "torch_dtype": text["torch_dtype"],
+    }
 
 
 def _dump_rope(scaling: RopeScaling) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aha.models.config import ExpertsShape, ModelConfig
 from aha.models.feed_forward import FeedForward
-from aha.models.projection import Pass, StoredPart
+from aha.models.projection import HasGrouped, Pass, StoredPart
 
 MAX_PADDED_ROWS = 2
 """Experts are padded to the largest one's rows while all have at most so many times the rows that there are."""
@@ -113,10 +113,10 @@ class MixtureOfExperts(nn.Module):
         # M = N*k rows, one for each token and expert of its choice, those of an expert together.
         order_M = routing.experts_Nk.flatten().argsort(stable=True)
         counts_E = routing.expert_load()
-        gate_MF, up_MF = grouped_linear(x_ND.index_select(0, order_M // num_chosen), self.gate_up_proj, counts_E).chunk(
-            2, dim=-1
-        )
-        result_MD = grouped_linear(F.silu(gate_MF) * up_MF, self.down_proj, counts_E)
+        multiply = run.linear.grouped if isinstance(run.linear, HasGrouped) else grouped_linear
+        rows_MD = x_ND.index_select(0, order_M // num_chosen)
+        gate_MF, up_MF = multiply(rows_MD, self.gate_up_proj, counts_E).chunk(2, dim=-1)
+        result_MD = multiply(F.silu(gate_MF) * up_MF, self.down_proj, counts_E)
         # Back to token order by a gather: its backward adds in a fixed order, which index_add does not promise.
         result_NkD = result_MD.index_select(0, order_M.argsort()).view(num_tokens, num_chosen, -1)
         y_ND = torch.bmm(routing.weights_Nk.to(x_ND.dtype).unsqueeze(1), result_NkD).squeeze(1)

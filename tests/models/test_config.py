@@ -75,7 +75,7 @@ def test_llama3_stretching_falls_back_to_the_window_of_the_model() -> None:
         ({"model_type": None}, "unknown model_type 'None'"),
         ({"model_type": ["llama"]}, "unknown model_type"),
         ({"auto_map": {"AutoModel": "modeling_x.X"}}, "auto_map needs code from the model's repository"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config says that the weights are quantised"),
+        ({"quantization_config": {"bits": 4}}, "unknown quant_method 'None'; choose from: fp8"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"vocab_size": "many"}, "vocab_size must be a whole number, got 'many'"),
         ({"hidden_size": 48.5}, "hidden_size must be a whole number, got 48.5"),

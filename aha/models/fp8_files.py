@@ -1,0 +1,239 @@
+"""Model folders in FP8: what config.json says of it, and where each weight's scales lie.
+
+Source: README_WEIGHTS.md of DeepSeek-V3: beside each matrix X.weight in float8_e4m3fn stands X.weight_scale_inv,
+float32, with one number for each block of 128 x 128. Embedding, head, norms, gate, and the projection of a
+multi-token-prediction module's two inputs (eh_proj) stay in bfloat16.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from torch import Tensor
+
+from aha.errors import ModelError, unknown_name
+from aha.models.fp8 import WEIGHT_BLOCK, ScaleFormat, dequantise_weight, quantise_weight, scale_shape
+
+Form = Literal["full", "fp8", "fp8_ue8m0"]
+"""How a folder's matrices are stored: in the model's dtype, or in FP8, with scales of 24 bits or powers of two."""
+SCALE_FORMATS: dict[str, ScaleFormat] = {"fp8": "float", "fp8_ue8m0": "ue8m0"}
+"""Form → its scales."""
+STORED_FP8 = "F8_E4M3"
+"""safetensors' name of float8_e4m3fn."""
+
+SCALE_SUFFIX = "_scale_inv"
+_SCALE_DTYPES = ("F32", "BF16", "F8_E8M0")
+_CONVERTED = re.compile(r"\.layers\.\d+\.(self_attn|mlp)\.(.+\.)?\w+_proj(_with_mqa)?\.weight$")
+_IGNORED_KEYS = {"dequantize", "weight_per_tensor", "act_per_tensor"}
+"""Keys that say nothing of the weights in the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fp8Format:
+    """How the matrices of a folder are stored in FP8."""
+
+    block: tuple[int, int] = WEIGHT_BLOCK
+    """Rows and columns that share a scale."""
+    scale_fmt: ScaleFormat = "float"
+    not_converted: tuple[str, ...] = ()
+    """Modules whose weights are not in FP8."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The `quantization_config` that transformers, vLLM and SGLang read."""
+        raw: dict[str, Any] = {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": list(self.block),
+            "modules_to_not_convert": list(self.not_converted),
+        }
+        return raw | ({"scale_fmt": "ue8m0"} if self.scale_fmt == "ue8m0" else {})
+
+
+def parse_fp8(raw: Mapping[str, Any]) -> Fp8Format | None:
+    """What a config.json says of quantised weights; None where they are plain.
+
+    Raises:
+        ModelError: another quantisation than FP8 in blocks, or a setting that would be read wrongly, by its name.
+    """
+    settings = raw.get("quantization_config")
+    if not settings:
+        return None
+    if not isinstance(settings, Mapping):
+        raise ModelError(f"quantization_config must be an object, got {settings!r}")
+    method = settings.get("quant_method")
+    if method != "fp8":
+        raise ModelError(f"quantization_config: {unknown_name('quant_method', str(method), ('fp8',))}")
+    # A key that only another tool writes is left out by all the others: what is missing has the one value we read.
+    for key, allowed in _ALLOWED.items():
+        if key in settings and settings[key] not in allowed:
+            choices = ", ".join(repr(value) for value in allowed)
+            raise ModelError(f"quantization_config.{key} {settings[key]!r} is not supported; choose from: {choices}")
+    known = {*_ALLOWED, "quant_method", "weight_block_size", *_LISTS, *_IGNORED_KEYS}
+    if unknown := sorted(map(str, settings.keys() - known)):
+        raise ModelError(f"quantization_config.{unknown[0]} is not known here; known are: {', '.join(sorted(known))}")
+    return Fp8Format(
+        block=_block(settings.get("weight_block_size")),
+        scale_fmt="ue8m0" if settings.get("scale_fmt") == "ue8m0" else "float",
+        not_converted=tuple(name for key in _LISTS for name in _names(settings.get(key), key=key)),
+    )
+
+
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "fmt": ("e4m3",),
+    "activation_scheme": ("dynamic",),
+    "scale_fmt": ("float", "ue8m0", None),
+    "expert_dtype": ("fp8", None),
+    "modules_to_convert": (None, []),
+}
+_LISTS = ("modules_to_not_convert", "ignored_layers")
+
+
+def _block(value: object) -> tuple[int, int]:
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    if not is_pair or not all(type(side) is int and side > 0 for side in cast(list[object], value)):
+        fix = "it must be two whole numbers, [128, 128]"
+        raise ModelError(f"quantization_config.weight_block_size {value!r} is not supported; {fix}")
+    rows, columns = cast(list[int], value)
+    return rows, columns
+
+
+def _names(value: object, *, key: str) -> Sequence[str]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ModelError(f"quantization_config.{key} {value!r} is not supported; it must be a list of module names")
+    return value
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """What a file says of a tensor."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Opened = Callable[[Path], AbstractContextManager[Any]]
+"""Opens a safetensors file."""
+
+
+@dataclass
+class Fp8Weights:
+    """The FP8 matrices of a folder: checked before anything is allocated, then read one at a time."""
+
+    format: Fp8Format | None
+    """None: the folder is plain, and holds none."""
+    _weights: dict[str, _Declared] = field(default_factory=dict)
+    _scales: dict[str, _Declared] = field(default_factory=dict)
+
+    def note(self, name: str, *, path: Path, shape: tuple[int, ...], dtype: str) -> Literal["scale", "weight", "plain"]:
+        """Take down what a file says of a tensor, if it is in FP8 or holds the scales of one that is.
+
+        Raises:
+            ModelError: a tensor that can be neither.
+        """
+        if self.format is None:
+            return "plain"
+        declared = _Declared(path, shape, dtype)
+        if name.endswith(SCALE_SUFFIX):
+            if name in self._scales:
+                raise ModelError(f"{path}: tensor {name!r} is in another file of {path.parent} too")
+            if dtype not in _SCALE_DTYPES:
+                raise ModelError(f"{path}: tensor {name!r} has dtype {dtype}; choose from: {', '.join(_SCALE_DTYPES)}")
+            self._scales[name] = declared
+            return "scale"
+        if dtype != STORED_FP8:
+            return "plain"
+        if len(shape) != 2:
+            raise ModelError(f"{path}: tensor {name!r} is in FP8 and has shape {shape}; only matrices have blocks")
+        if any(_is_part_of(name, module) for module in self.format.not_converted):
+            raise ModelError(f"{path}: tensor {name!r} is in FP8, but config.json's modules_to_not_convert names it")
+        self._weights[name] = declared
+        return "weight"
+
+    def check(self) -> None:
+        """Compare weights with scales.
+
+        Raises:
+            ModelError: naming the scales that are missing, misshapen or nobody's.
+        """
+        if self.format is None:
+            return
+        for name, weight in self._weights.items():
+            scale = self._scales.get(name + SCALE_SUFFIX)
+            if scale is None:
+                raise ModelError(f"{weight.path}: {name!r} is in FP8, but {name + SCALE_SUFFIX!r} is missing")
+            expected = scale_shape(weight.shape, block=self.format.block)
+            if scale.shape != expected:
+                blocks = f"{weight.shape} in blocks of {list(self.format.block)} has {expected}"
+                raise ModelError(f"{scale.path}: tensor {name + SCALE_SUFFIX!r} has shape {scale.shape}; {blocks}")
+        for name, scale in self._scales.items():
+            if name.removesuffix(SCALE_SUFFIX) not in self._weights:
+                raise ModelError(f"{scale.path}: unexpected tensor {name!r}: no tensor in FP8 has these scales")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights
+
+    def read_into(self, target: Tensor, *, name: str, values: Tensor, opened: Opened) -> None:
+        """Write one matrix into its parameter.
+
+        Args:
+            values: as they lie in the file.
+            opened: how to open the file with the scales, which may be another one.
+        """
+        assert self.format is not None, "a plain folder holds none"
+        scale = name + SCALE_SUFFIX
+        with opened(self._scales[scale].path) as file:
+            scale_inv = file.get_tensor(scale)
+        dequantise_weight(values, scale_inv.to(target.device), out=target, block=self.format.block)
+
+
+def _is_part_of(name: str, module: str) -> bool:
+    """Whether a tensor belongs to a module of this name, or to one whose name ends in it."""
+    owner = name.rpartition(".")[0]
+    return owner == module or owner.startswith(module + ".") or owner.endswith("." + module)
+
+
+def is_converted(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor is stored in FP8 when a model is: every matrix of a layer's attention, feed-forward, experts."""
+    return len(shape) == 2 and _CONVERTED.search("." + name) is not None
+
+
+def fp8_tensors(tensors: Iterable[tuple[str, Tensor]], *, form: Form) -> Iterator[tuple[str, Tensor]]:
+    """(name, values) of a model's tensors with its layers' matrices in FP8, each followed by its scales.
+
+    Raises:
+        ModelError: a matrix that holds NaN or infinity, by its name.
+    """
+    for name, values in tensors:
+        if not is_converted(name, values.shape):
+            yield name, values
+            continue
+        quantised = quantise_weight(values, scale_fmt=SCALE_FORMATS[form])
+        if not bool(quantised.scale_inv.isfinite().all()):
+            raise ModelError(f"tensor {name!r} holds NaN or infinity and cannot be written in FP8")
+        yield name, quantised.values
+        yield name + SCALE_SUFFIX, quantised.scale_inv
+
+
+def fp8_format(names_and_shapes: Iterable[tuple[str, Sequence[int]]], *, form: Form) -> Fp8Format:
+    """The format of a folder that `fp8_tensors` fills."""
+    kept = {
+        name.removesuffix(".weight")
+        for name, shape in names_and_shapes
+        if name.endswith(".weight") and len(shape) >= 2 and not is_converted(name, shape)
+    }
+    # Of tied weights the head is in no file, and is a module all the same.
+    return Fp8Format(scale_fmt=SCALE_FORMATS[form], not_converted=tuple(sorted(kept | {"lm_head"})))
+
+
+def is_ragged(name: str, shape: Sequence[int]) -> bool:
+    """Whether a matrix that is stored in FP8 has a side that its blocks do not divide."""
+    return is_converted(name, shape) and any(side % size for side, size in zip(shape, WEIGHT_BLOCK, strict=True))
