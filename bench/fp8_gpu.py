@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aha.models.fp8 import WEIGHT_BLOCK, quantise_activations, quantise_weight
+from aha.models.fp8 import quantise_activations, quantise_weight
+from aha.models.fp8_config import WEIGHT_BLOCK
 from aha.models.fp8_product import SCALES, fp8_linear, has_fp8_units, multiply, multiply_emulated
 
 SHAPES = {

@@ -18,7 +18,7 @@ from aha.models.config import (
     RopeScaling,
     YarnRope,
 )
-from aha.models.fp8_files import Fp8Format, parse_fp8
+from aha.models.fp8_config import Fp8Format, parse_fp8
 from aha.models.vision_config import VisionShape, dump_vision, read_vision
 
 # Class defaults of the transformers configurations: what a missing key means.

@@ -10,21 +10,17 @@ when it is needed and not from a history. The arithmetic is that of the publishe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ScaleFormat = Literal["float", "ue8m0"]
-"""How a block's scale is rounded: "float" keeps float32's 24 bits, "ue8m0" takes the next power of two, as
-DeepSeek-V3.1 does ("scale_fmt" in its config.json)."""
+from aha.models.fp8_config import BLOCK_SIZE, WEIGHT_BLOCK, ScaleFormat
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
 """Largest number of E4M3 in the variant without infinities."""
-BLOCK_SIZE = 128
-WEIGHT_BLOCK = (BLOCK_SIZE, BLOCK_SIZE)
 ACTIVATION_BLOCK = (1, BLOCK_SIZE)
 AMAX_FLOOR = 1e-12
 """Least value that a block is scaled to. The published code has none and divides a block of zeros by zero; servers take

@@ -8,16 +8,17 @@ multi-token-prediction module's two inputs (eh_proj) stay in bfloat16.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor
 
-from aha.errors import ModelError, unknown_name
-from aha.models.fp8 import WEIGHT_BLOCK, ScaleFormat, dequantise_weight, quantise_weight, scale_shape
+from aha.errors import ModelError
+from aha.models.fp8 import dequantise_weight, quantise_weight, scale_shape
+from aha.models.fp8_config import WEIGHT_BLOCK, Fp8Format, ScaleFormat
 
 Form = Literal["full", "fp8", "fp8_ue8m0"]
 """How a folder's matrices are stored: in the model's dtype, or in FP8, with scales of 24 bits or powers of two."""
@@ -29,86 +30,6 @@ STORED_FP8 = "F8_E4M3"
 SCALE_SUFFIX = "_scale_inv"
 _SCALE_DTYPES = ("F32", "BF16", "F8_E8M0")
 _CONVERTED = re.compile(r"\.layers\.\d+\.(self_attn|mlp)\.(.+\.)?\w+_proj(_with_mqa)?\.weight$")
-_IGNORED_KEYS = {"dequantize", "weight_per_tensor", "act_per_tensor"}
-"""Keys that say nothing of the weights in the file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fp8Format:
-    """How the matrices of a folder are stored in FP8."""
-
-    block: tuple[int, int] = WEIGHT_BLOCK
-    """Rows and columns that share a scale."""
-    scale_fmt: ScaleFormat = "float"
-    not_converted: tuple[str, ...] = ()
-    """Modules whose weights are not in FP8."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The `quantization_config` that transformers, vLLM and SGLang read."""
-        raw: dict[str, Any] = {
-            "quant_method": "fp8",
-            "fmt": "e4m3",
-            "activation_scheme": "dynamic",
-            "weight_block_size": list(self.block),
-            "modules_to_not_convert": list(self.not_converted),
-        }
-        return raw | ({"scale_fmt": "ue8m0"} if self.scale_fmt == "ue8m0" else {})
-
-
-def parse_fp8(raw: Mapping[str, Any]) -> Fp8Format | None:
-    """What a config.json says of quantised weights; None where they are plain.
-
-    Raises:
-        ModelError: another quantisation than FP8 in blocks, or a setting that would be read wrongly, by its name.
-    """
-    settings = raw.get("quantization_config")
-    if not settings:
-        return None
-    if not isinstance(settings, Mapping):
-        raise ModelError(f"quantization_config must be an object, got {settings!r}")
-    method = settings.get("quant_method")
-    if method != "fp8":
-        raise ModelError(f"quantization_config: {unknown_name('quant_method', str(method), ('fp8',))}")
-    # A key that only another tool writes is left out by all the others: what is missing has the one value we read.
-    for key, allowed in _ALLOWED.items():
-        if key in settings and settings[key] not in allowed:
-            choices = ", ".join(repr(value) for value in allowed)
-            raise ModelError(f"quantization_config.{key} {settings[key]!r} is not supported; choose from: {choices}")
-    known = {*_ALLOWED, "quant_method", "weight_block_size", *_LISTS, *_IGNORED_KEYS}
-    if unknown := sorted(map(str, settings.keys() - known)):
-        raise ModelError(f"quantization_config.{unknown[0]} is not known here; known are: {', '.join(sorted(known))}")
-    return Fp8Format(
-        block=_block(settings.get("weight_block_size")),
-        scale_fmt="ue8m0" if settings.get("scale_fmt") == "ue8m0" else "float",
-        not_converted=tuple(name for key in _LISTS for name in _names(settings.get(key), key=key)),
-    )
-
-
-_ALLOWED: dict[str, tuple[object, ...]] = {
-    "fmt": ("e4m3",),
-    "activation_scheme": ("dynamic",),
-    "scale_fmt": ("float", "ue8m0", None),
-    "expert_dtype": ("fp8", None),
-    "modules_to_convert": (None, []),
-}
-_LISTS = ("modules_to_not_convert", "ignored_layers")
-
-
-def _block(value: object) -> tuple[int, int]:
-    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
-    if not is_pair or not all(type(side) is int and side > 0 for side in cast(list[object], value)):
-        fix = "it must be two whole numbers, [128, 128]"
-        raise ModelError(f"quantization_config.weight_block_size {value!r} is not supported; {fix}")
-    rows, columns = cast(list[int], value)
-    return rows, columns
-
-
-def _names(value: object, *, key: str) -> Sequence[str]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ModelError(f"quantization_config.{key} {value!r} is not supported; it must be a list of module names")
-    return value
 
 
 @dataclass(frozen=True)

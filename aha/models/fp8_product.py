@@ -23,16 +23,14 @@ from torch import Tensor
 from aha.models.experts import grouped_linear
 from aha.models.fp8 import (
     ACTIVATION_BLOCK,
-    BLOCK_SIZE,
     FP8,
-    WEIGHT_BLOCK,
     Quantised,
-    ScaleFormat,
     dequantise,
     quantise,
     quantise_activations,
     quantise_weight,
 )
+from aha.models.fp8_config import BLOCK_SIZE, WEIGHT_BLOCK, ScaleFormat
 from aha.models.mtp import MultiTokenPrediction
 from aha.models.projection import Linear
 from aha.models.transformer import Transformer

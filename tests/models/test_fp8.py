@@ -17,7 +17,6 @@ from aha.models.fp8 import (
     ACTIVATION_BLOCK,
     FP8_MAX,
     Quantised,
-    ScaleFormat,
     dequantise,
     dequantise_weight,
     next_power_of_two,
@@ -26,6 +25,7 @@ from aha.models.fp8 import (
     quantise_weight,
     scale_shape,
 )
+from aha.models.fp8_config import ScaleFormat
 
 SCALE_FORMATS: tuple[ScaleFormat, ...] = ("float", "ue8m0")
 

@@ -18,7 +18,8 @@ from aha.errors import ModelError
 from aha.models import ModelConfig, Transformer, build_model, dump_config, load_model, parse_config, save_model
 from aha.models.checkpoint import stored_tensors
 from aha.models.config import ExpertsShape, LatentAttentionShape
-from aha.models.fp8 import ScaleFormat, quantise_weight
+from aha.models.fp8 import quantise_weight
+from aha.models.fp8_config import ScaleFormat
 from aha.models.fp8_files import SCALE_FORMATS, Form, is_converted
 
 CONFIG = ModelConfig(

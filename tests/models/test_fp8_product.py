@@ -14,7 +14,8 @@ from torch import Tensor
 
 from aha.models import ExpertsShape, LatentAttentionShape, ModelConfig, PackedAttention, Transformer, fp8_product
 from aha.models.experts import MixtureOfExperts
-from aha.models.fp8 import ACTIVATION_BLOCK, WEIGHT_BLOCK, Quantised, quantise, quantise_activations, quantise_weight
+from aha.models.fp8 import ACTIVATION_BLOCK, Quantised, quantise, quantise_activations, quantise_weight
+from aha.models.fp8_config import WEIGHT_BLOCK
 from aha.models.fp8_product import Fp8Products, fp8_linear, has_fp8_units, multiply, training_products
 from aha.models.layer import Layer
 from aha.models.mtp import MultiTokenPrediction
