@@ -20,7 +20,7 @@ from aha.models.lora import adapters
 from aha.models.parity import Parity
 from aha.types import Message
 
-TINY = Path(export.__file__).parent / "models" / "tiny"
+TINY = Path(export.__file__).parents[1] / "models" / "tiny"
 IDS_BT = torch.randint(0, 1000, (2, 12), generator=torch.Generator().manual_seed(1))
 
 

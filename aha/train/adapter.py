@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aha.errors import ConfigError
-from aha.export import Proof, write_merged
+from aha.export import write_merged
+from aha.export.proof import Proof
 from aha.models import (
     BaseWeights,
     Transformer,

@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +17,13 @@ import torch
 from aha import hub
 from aha.chat import ChatFormat
 from aha.errors import ConfigError, ModelError
+from aha.export.card import Form as CardForm
+from aha.export.card import write_card
+from aha.export.proof import Proof
 from aha.models import Form, Transformer, hash_weights, load_model, save_adapter, without_adapter
 from aha.models.checkpoint import stored_tensors
 from aha.models.fp8_files import is_ragged
-from aha.models.parity import Parity, compare_models
+from aha.models.parity import compare_models
 from aha.types import Message
 
 DTypeName = Literal["float32", "bfloat16"]
@@ -44,51 +46,11 @@ PROBES = (
 """What the source and its copy are both asked."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """That a written model is the function that it was written from."""
-
-    dtype: str
-    """Of the written weights."""
-    bound: float
-    """Most that `parity.mean_probability_difference` may be."""
-    parity: Parity
-    """Source and written model."""
-    adapter_effect: Parity | None
-    """Source and its base without the adapter, for scale; None where there is no adapter."""
-    sha256: str
-    """Of the written weights."""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Proof:
-        """What `to_json` wrote."""
-        raw = json.loads(text)
-        for name in ("parity", "adapter_effect"):
-            raw[name] = None if raw[name] is None else Parity(**raw[name])
-        return cls(**raw)
-
-    def describe(self) -> str:
-        """One or two sentences for people."""
-        if self.adapter_effect is None:
-            words = f"written in {self.dtype}, read back and compared with its source: {self.parity.describe()}"
-            return f"{words} (allowed: {self.bound:g})" if self.bound else words
-        effect = self.adapter_effect
-        return (
-            f"adapter merged in float32, rounded to {self.dtype}, read back and compared with base and adapter: "
-            f"{self.parity.describe()} (allowed: {self.bound:g}). The adapter itself moved that probability by "
-            f"{effect.mean_probability_difference:.2g} and left {100 * effect.same_argmax_fraction:.1f} % of the "
-            "likeliest tokens as they were"
-        )
-
-
 def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto", keeps_adapter: bool = False) -> str:
     """Write a model as a folder for other tools; returns what was written and how it was proven, for people.
 
     Args:
-        name: a MODEL as every verb takes it.
+        name: a MODEL as every verb takes it, or a .gguf file.
         to: "hf" is a Hugging Face folder, "gguf" a file for llama.cpp and its kin.
         out: folder to make; it must be new or empty.
         kind: how matrices are stored; "auto" is as the model has them. A gguf file: see GGUF_KINDS; a Hugging Face
@@ -100,7 +62,6 @@ def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; name a new one")
-    source = hub.resolve(name)
     if keeps_adapter and to == "gguf":
         raise ConfigError("--adapter keeps PEFT's layout, which is --to hf; a gguf file holds the merged model")
     is_fp8 = kind in MAX_BY_FP8_FORM
@@ -113,7 +74,9 @@ def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto
         raise ConfigError(f"--type {kind} is for --to hf and a whole model")
     # Under another name until it is proven: a killed export leaves nothing that looks like a model.
     work = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
+    read = work.with_name(f"{work.name}.read")
     try:
+        source = _read_gguf(Path(name), read) if name.endswith(".gguf") and Path(name).is_file() else hub.resolve(name)
         if to == "gguf":
             said = _export_gguf(name, source, work, kind=kind)
         else:
@@ -121,7 +84,17 @@ def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto
         os.rename(work, out)  # onto an empty folder, or none
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(read, ignore_errors=True)
     return said.replace(str(work), str(out))
+
+
+def _read_gguf(path: Path, folder: Path) -> Path:
+    """A GGUF file as a folder, which the copy is then proven equal to."""
+    from aha.models.gguf import convert_gguf  # here, so that other exports do not wait for it
+
+    origin = f"the file `{path.name}`"
+    convert_gguf(path, folder=folder, base_model=path.stem, origin=origin, dtype="auto")
+    return folder
 
 
 def _export_hf(name: str, source: Path, out: Path, *, kind: str) -> str:
@@ -133,7 +106,8 @@ def _export_hf(name: str, source: Path, out: Path, *, kind: str) -> str:
     else:
         proof, said = write_copy(model, out, prompts=prompts), []
     chat.save(out)
-    write_card(out, name=name, proof=proof)
+    form: CardForm = "fp8" if kind in MAX_BY_FP8_FORM else "hf"
+    write_card(out, name=name, source=source, form=form, proof=proof.describe(), sha256=proof.sha256)
     return "\n".join([f"{out}: {proof.describe()}", *said])
 
 
@@ -151,7 +125,14 @@ def _export_adapter(name: str, source: Path, out: Path) -> str:
     assert model.lora is not None
     assert model.lora.base is not None
     sha256 = model.lora.base.sha256
-    return f"{out}: adapter for {model.lora.base.folder} (sha256 {sha256[:12]}…), read back: {parity.describe()}"
+    words = f"(sha256 {sha256[:12]}…), read back: {parity.describe()}"
+    with (out / "adapter_model.safetensors").open("rb") as file:
+        own_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    base = model.lora.base.folder
+    write_card(
+        out, name=name, source=source, form="adapter", proof=f"adapter for {base.name} {words}", sha256=own_sha256
+    )
+    return f"{out}: adapter for {base} {words}"
 
 
 def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
@@ -179,7 +160,7 @@ def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     proof = Proof(dtype=chosen, bound=bound, parity=parity, adapter_effect=None, sha256=sha256)
-    write_card(out, name=name, proof=proof)
+    write_card(out, name=name, source=source, form="gguf", proof=proof.describe(), sha256=sha256)
     return f"{path}: {proof.describe()}"
 
 
@@ -269,12 +250,3 @@ def write_fp8(model: Transformer, folder: Path, *, form: Form, prompts: Sequence
     if parity.mean_probability_difference > bound:
         raise ModelError(f"in {form} the model is not equal to its source: {parity.describe()} (allowed: {bound:g})")
     return Proof(dtype=form, bound=bound, parity=parity, adapter_effect=None, sha256=hash_weights(folder))
-
-
-def write_card(folder: Path, *, name: str, proof: Proof) -> None:
-    """Write README.md beside an exported model: what it is, and the proof."""
-    words = proof.describe()
-    lines = ["---", f"base_model: {name}", "pipeline_tag: text-generation", "---", "", f"# {folder.name}", ""]
-    lines += [f"Written by `aha export {name}`. {words[0].upper()}{words[1:]}.", ""]
-    lines += [f"sha256 of the weights: `{proof.sha256}`. The licence of the source applies.", ""]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
