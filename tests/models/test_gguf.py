@@ -196,7 +196,10 @@ def test_card_says_what_the_weights_are(tmp_path: Path) -> None:
         ({"metadata": {"llama.logit_scale": 0.5}}, "metadata 'llama.logit_scale' = 0.5 is not supported"),
         ({"metadata": {"llama.rope.dimension_count": 8}}, "'rope.dimension_count' is 8; only the width of a head, 16"),
         ({"metadata": {"llama.block_count": 2**30}}, "it says that it has 1073741824 layers, and has 20 tensors"),
-        ({"metadata": {"llama.embedding_length": 2**30}}, "its metadata says|sizes of this configuration are impossible"),
+        (
+            {"metadata": {"llama.embedding_length": 2**30}},
+            "its metadata says|sizes of this configuration are impossible",
+        ),
         ({"metadata": {"llama.attention.head_count": 0}}, "num_heads must be at least 1|head_dim must be"),
         ({"metadata": {"llama.attention.head_count": [4, 4]}}, "'attention.head_count' must be a whole number, got .4"),
         ({"metadata": {"llama.rope.freq_base": "big"}}, "its metadata has a value of the wrong type"),
