@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aha.models.experts import grouped_linear
+from aha.models.experts import grouped_outer, grouped_product
 from aha.models.fp8 import (
     ACTIVATION_BLOCK,
     FP8,
@@ -63,7 +63,7 @@ class Fp8Products:
         return multiply(x_ND, weight, bias)
 
     def grouped(self, x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-        """Rows sorted by expert, each times its expert's matrix: see `aha.models.experts.grouped_linear`."""
+        """Rows sorted by expert, each times its expert's matrix: see `aha.models.experts.grouped_product`."""
         return cast(Tensor, _Fp8Grouped.apply(x_MD, weight_EFD, counts_E))  # type: ignore[no-untyped-call]
 
 
@@ -124,7 +124,7 @@ class _Fp8Grouped(torch.autograd.Function):
         ctx.x_dtype = x_MD.dtype
         weight8_EFD = _rounded(weight_EFD, block=WEIGHT_BLOCK)
         rows_MD = dequantise(x8, block=ACTIVATION_BLOCK).to(weight8_EFD.dtype)
-        return grouped_linear(rows_MD, weight8_EFD, counts_E).to(x_MD.dtype)
+        return grouped_product(rows_MD, weight8_EFD.transpose(1, 2), _ends(counts_E)).to(x_MD.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -132,16 +132,15 @@ class _Fp8Grouped(torch.autograd.Function):
         grad_MF = grad_outputs[0]
         grad_x_MD = grad_weight_EFD = None
         if ctx.needs_input_grad[0]:
-            weight8_EDF = _rounded(weight_EFD, block=WEIGHT_BLOCK).transpose(1, 2).contiguous()
             rows_MF = _rounded(grad_MF, block=ACTIVATION_BLOCK)
-            grad_x_MD = grouped_linear(rows_MF, weight8_EDF, counts_E).to(ctx.x_dtype)
+            weight8_EFD = _rounded(weight_EFD, block=WEIGHT_BLOCK)
+            grad_x_MD = grouped_product(rows_MF, weight8_EFD, _ends(counts_E)).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
             x_MD = dequantise(Quantised(values, scale_inv), block=ACTIVATION_BLOCK)
             cells_M = _token_cells(counts_E)
             rows_MF = _rounded_by_tokens(grad_MF, cells_M)
             rows_MD = _rounded_by_tokens(x_MD, cells_M).to(rows_MF.dtype)
-            exact = _grouped_weight_gradient(rows_MD, rows_MF, weight_EFD.to(rows_MF.dtype), counts_E)
-            grad_weight_EFD = exact.to(weight_EFD.dtype)
+            grad_weight_EFD = grouped_outer(rows_MF, rows_MD, _ends(counts_E)).to(weight_EFD.dtype)
         return grad_x_MD, grad_weight_EFD, None
 
 
@@ -167,12 +166,9 @@ def _rounded_by_tokens(x_MD: Tensor, cells_M: Tensor) -> Tensor:
     return _rounded(filled, block=(BLOCK_SIZE, 1)).index_select(0, cells_M)
 
 
-def _grouped_weight_gradient(x_MD: Tensor, grad_MF: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """The gradient of every expert's matrix, as autograd derives it from the grouped product."""
-    weight_EFD = weight_EFD.detach().requires_grad_()
-    with torch.enable_grad():
-        product_MF = grouped_linear(x_MD, weight_EFD, counts_E)
-    return torch.autograd.grad(product_MF, weight_EFD, grad_MF)[0]
+def _ends(counts_E: Tensor) -> Tensor:
+    """The row behind each expert's last."""
+    return counts_E.cumsum(0, dtype=torch.int32)
 
 
 def multiply(left: Quantised, right: Quantised, *, right_block: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @runtime_checkable
 class HasGrouped(Protocol):
-    """A `Linear` that has its own product of rows with the matrices of experts (aha.models.experts.grouped_linear)."""
+    """A `Linear` that has its own product of rows with the matrices of experts (aha.models.experts.grouped_product)."""
 
     def grouped(self, x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor, /) -> Tensor: ...
 
