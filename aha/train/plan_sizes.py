@@ -19,8 +19,6 @@ from aha.models.counts import (
 from aha.train.run_shape import RunShape
 
 BYTES = {"float32": 4, "bfloat16": 2}
-PADDED_EXPERTS = 1.3
-"""Rows that the experts' products are padded to, for each that there is: measured on random gates (tests)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +138,7 @@ def _feed_forward_activations(config: ModelConfig, index: int, *, num_bytes: int
     if experts is None or not config.is_sparse(index):
         return 4 * config.intermediate_size  # gate and up, silu(gate), their product
     k, hidden, width = experts.num_experts_per_token, experts.intermediate_size, config.hidden_size
-    # A row for each chosen expert: input, gate and up, silu(gate), their product, result; input and product once more,
-    # padded to the largest expert's rows.
-    kept = k * ((2 + PADDED_EXPERTS) * width + (4 + PADDED_EXPERTS) * hidden)
+    kept = 2.0 * k * hidden  # gate and up of each chosen expert: the rest is computed again for the backward pass
     # The gate computes in float32: its input, its scores, and its choice as 64-bit numbers, sorted and back.
     kept += (4 * width + 4 * experts.num_experts + 6 * 8 * k) / num_bytes
     return kept + 4 * experts.num_shared_experts * hidden
@@ -154,7 +150,7 @@ def widest_forward(config: ModelConfig) -> float:
     feed_forward = 4 * config.intermediate_size
     if config.experts is not None:
         experts = config.experts
-        per_expert = 2 * PADDED_EXPERTS * config.hidden_size + 2 * (1 + PADDED_EXPERTS) * experts.intermediate_size
+        per_expert = 2 * config.hidden_size + 4 * experts.intermediate_size
         sparse = experts.num_experts_per_token * per_expert
         dense_layers = [index for index in range(config.num_layers) if not config.is_sparse(index)]
         feed_forward = max(sparse, feed_forward if dense_layers else 0)  # type: ignore[assignment]
