@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from aha.engine.sampling import Drawn, RowSampling, stream_key
-from aha.types import SamplingParams
+from aha.engine.request import Request
+from aha.engine.sampling import Drawn, RowSampling, draw, stream_key, uniforms
 
-
-@dataclass(slots=True)
-class Request:
-    """A prompt and how to continue it."""
-
-    request_id: int
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
-    seed: int
-    max_length: int
-    """Prompt and completion tokens at which a sample must end."""
-    num_started: int = 0
-    """Samples that have entered the batch."""
-
-    @property
-    def num_waiting(self) -> int:
-        return self.sampling.num_samples - self.num_started
+MARGIN_TOKENS = 8
+"""Tokens decoded before those that can spell a stop string: decoders treat the first ones specially."""
 
 
 class Rows:
@@ -98,29 +82,58 @@ class Rows:
         self._min_p_B[new] = request.sampling.min_p
         return list(range(first, self.num_live))
 
-    def sampling(self, rows: slice) -> RowSampling:
-        return RowSampling(self._temperatures_B[rows], self._top_k_B[rows], self._top_p_B[rows], self._min_p_B[rows])
+    def draw(self, logits_NV: Tensor, *, live: slice, num_tokens: int = 1, ahead: int = 0) -> Drawn:
+        """Draw the next tokens of some rows, each with the number that belongs to its place in its completion.
 
-    def record(self, drawn: Drawn, *, live: slice) -> None:
-        """Append one drawn token to each of the rows."""
-        rows_B = torch.arange(live.start, live.stop, device=self._device)
-        columns_B = self.num_drawn_B[live]
-        self._grow(self.num_live, int(columns_B.max()) + 1)
-        self._token_ids_BT[rows_B, columns_B] = drawn.token_ids_B
-        self._logprobs_BT[rows_B, columns_B] = drawn.logprobs_B
-        self.last_tokens_B[live] = drawn.token_ids_B
-        self.num_drawn_B[live] += 1
+        Args:
+            logits_NV: N = B*T, the T tokens of a row together.
+            num_tokens: T.
+            ahead: tokens between the last one recorded and the first of these.
+        """
+        places_BT = self.num_drawn_B[live].unsqueeze(1) + ahead + torch.arange(num_tokens, device=self._device)
+        fields = (self._temperatures_B, self._top_k_B, self._top_p_B, self._min_p_B)
+        return draw(
+            logits_NV,
+            uniforms_B=uniforms(
+                self.stream_keys_B[live].repeat_interleave(num_tokens), positions_B=places_BT.flatten()
+            ),
+            sampling=RowSampling(*(field[live].repeat_interleave(num_tokens) for field in fields)),
+        )
+
+    def record(self, token_ids_BT: Tensor, logprobs_BT: Tensor, *, counts_B: Tensor, live: slice) -> None:
+        """Append the first drawn tokens, so many as counted, to each of the rows."""
+        num_tokens = token_ids_BT.shape[1]
+        rows_B1 = torch.arange(live.start, live.stop, device=self._device).unsqueeze(1)
+        places_BT = self.num_drawn_B[live].unsqueeze(1) + torch.arange(num_tokens, device=self._device)
+        self._grow(self.num_live, int(places_BT.max()) + 1)
+        # Tokens beyond the count are written too; the next ones take their places.
+        self._token_ids_BT[rows_B1, places_BT] = token_ids_BT
+        self._logprobs_BT[rows_B1, places_BT] = logprobs_BT
+        self.last_tokens_B[live] = token_ids_BT.gather(1, counts_B.unsqueeze(1) - 1).squeeze(1)
+        self.num_drawn_B[live] += counts_B
 
     def history(self, row: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Token ids and log-probabilities drawn so far."""
         count = int(self.num_drawn_B[row])
         return tuple(self._token_ids_BT[row, :count].tolist()), tuple(self._logprobs_BT[row, :count].tolist())
 
-    def tail(self, row: int, *, num_tokens: int) -> list[int]:
-        """The last token ids drawn."""
-        count = int(self.num_drawn_B[row])
-        token_ids: list[int] = self._token_ids_BT[row, max(0, count - num_tokens) : count].tolist()
-        return token_ids
+    def find_stop_string(self, row: int, *, num_new: int, decode: Callable[[Sequence[int]], str]) -> int:
+        """How many of a row's last `num_new` tokens reach to where one of its stop strings is complete; 0: none is."""
+        stop, count = self.owners[row][0].sampling.stop, int(self.num_drawn_B[row])
+        if not stop:
+            return 0
+        # A token is at least one byte, so a string of n bytes lies within the last n tokens.
+        num_tail = max(len(text.encode()) for text in stop) + MARGIN_TOKENS
+        for num_read in range(1, num_new + 1):
+            end = count - num_new + num_read
+            tail = decode(self._token_ids_BT[row, max(0, end - num_tail) : end].tolist())
+            if any(text in tail for text in stop):
+                return num_read
+        return 0
+
+    def cut(self, row: int, *, num_tokens: int) -> None:
+        """Forget a row's last tokens. It must end now: what was cached of them stays."""
+        self.num_drawn_B[row] -= num_tokens
 
     def compact(self, sources: Sequence[int], *, targets: Sequence[int], num_live: int) -> None:
         """Move rows and forget those from `num_live` on."""

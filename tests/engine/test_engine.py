@@ -11,6 +11,7 @@ from aha.engine import Engine, EngineEvent
 from aha.errors import RequestError
 from aha.models import Transformer
 from aha.types import Completion, FinishReason, SamplingParams
+from tests.engine.conftest import DEEPSEEK_V3, QWEN3_MOE
 
 PROMPTS = [[1, 2, 3], [4, 4, 4, 4, 4, 4, 4], [9], [40, 41, 42, 43, 44]]
 
@@ -19,6 +20,8 @@ FAMILIES: list[dict[str, Any]] = [
     {"model_type": "llama", "num_kv_heads": 6, "head_dim": 6, "has_mlp_bias": True},
     {"model_type": "qwen2", "has_qkv_bias": True, "num_kv_heads": 1},
     {"model_type": "qwen3", "has_qk_norm": True, "num_kv_heads": 3, "tie_word_embeddings": True},
+    QWEN3_MOE,
+    DEEPSEEK_V3,
 ]
 
 
