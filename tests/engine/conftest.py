@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from aha.models import ExpertsShape, LatentAttentionShape, ModelConfig, Transformer, build_model
 
@@ -55,6 +56,30 @@ def make_model() -> MakeModel:
         }
         model = build_model(ModelConfig(**{**defaults, **fields}), dtype=dtype, device="cpu")  # type: ignore[arg-type]
         model.initialise(seed=seed)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def make_drafting_model(make_model: MakeModel) -> MakeModel:
+    """A factory of models whose modules are right about as often as wrong.
+
+    Their next token depends on the last one most of all, and so do the modules' drafts: these read the embedding they
+    are given as the model reads its own, through layers of other weights.
+    """
+
+    def make(*, num_mtp_layers: int = 1, seed: int = 0, **fields: object) -> Transformer:
+        model = make_model(num_mtp_layers=num_mtp_layers, seed=seed, **fields)
+        width = model.config.hidden_size
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "o_proj" in name or "down_proj" in name:
+                    parameter.mul_(0.06)
+                elif "eh_proj" in name:
+                    parameter.mul_(0.1)[:, :width] += torch.eye(width)
+                elif name == "embed_tokens":
+                    parameter.mul_(2.5)
         return model
 
     return make
