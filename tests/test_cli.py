@@ -16,9 +16,9 @@ import pytest
 
 from aha import cli
 from aha.errors import AhaError
-from aha.terminal.conversation import describe_speed
 from aha.models import ModelConfig, build_model
 from aha.models.tokenizer import build_tokenizer, save_tokenizer
+from aha.terminal.conversation import describe_speed
 
 VERBS = ("train", "eval", "chat", "serve", "models", "tasks")
 
