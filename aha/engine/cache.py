@@ -256,9 +256,11 @@ class DecodeAttention:
         self._num_tokens = num_tokens
         self.form: Literal["expanded", "latent"] = "latent" if cache.is_latent else "expanded"
         device = lengths_B.device
-        columns_BT = lengths_B.unsqueeze(1) + torch.arange(num_tokens, device=device)
-        rows_N = torch.arange(len(lengths_B), device=device).repeat_interleave(num_tokens)
-        self._slots = cache.slots(rows_N, columns_N=columns_BT.flatten())
+        columns_BT, rows_N = lengths_B.unsqueeze(1), torch.arange(len(lengths_B), device=device)
+        if num_tokens > 1:
+            columns_BT = columns_BT + torch.arange(num_tokens, device=device)
+            rows_N = rows_N.repeat_interleave(num_tokens)
+        self._slots = cache.slots(rows_N, columns_N=columns_BT.view(-1))
         # A row of -inf behind each token, for every key head: the products start from it.
         columns_S = torch.arange(cache.num_columns, device=device)
         is_hidden_BTS = columns_S > columns_BT.unsqueeze(2)
@@ -282,17 +284,19 @@ class DecodeAttention:
         scale: float,
         latent_NR: Tensor | None = None,
     ) -> Tensor:
-        num_heads, width = q_NHC.shape[1:]
+        num_queries, num_heads, width = q_NHC.shape
         num_kv_heads, num_tokens = k_NKC.shape[1], self._num_tokens
-        num_rows, group = len(q_NHC) // num_tokens, num_heads // num_kv_heads
+        group = num_heads // num_kv_heads
         views = self._views[layer]
         _write(views, self._slots, k_NKC, v_NKC, latent_NR)
         # Tokens of a row, and query heads that share a key head, are the rows of one small product: nothing is
-        # repeated. For T = 1 neither exchange of axes moves a number.
-        queries = q_NHC.reshape(num_rows, num_tokens, num_kv_heads, group, width).transpose(1, 2)
-        queries = queries.reshape(num_rows * num_kv_heads, num_tokens * group, width)
+        # repeated. A lone token needs no exchange of axes, and its few views take no time from a small model.
+        if num_tokens > 1:
+            q_NHC = q_NHC.reshape(-1, num_tokens, num_kv_heads, group, width).transpose(1, 2)
+        queries = q_NHC.reshape(-1, num_tokens * group, width)
         scores = torch.baddbmm(self._bias_NGS, queries, views.keys_NCS, alpha=scale)
         attended = torch.bmm(scores.softmax(dim=-1), views.values_NSC)
-        attended = attended.view(num_rows, num_kv_heads, num_tokens, group, width).transpose(1, 2)
+        if num_tokens > 1:
+            attended = attended.view(-1, num_kv_heads, num_tokens, group, width).transpose(1, 2)
         # MLA's values are the first channels of its keys. All are multiplied: a narrower view would be copied first.
-        return attended.reshape(len(q_NHC), num_heads, width)[..., : v_NKC.shape[-1]]
+        return attended.reshape(num_queries, num_heads, width)[..., : v_NKC.shape[-1]]

@@ -13,7 +13,7 @@ from aha.engine.cache import DecodeAttention, KeyValueCache, PrefillAttention
 from aha.engine.drafting import Drafter
 from aha.engine.packing import PackedWeights, Quantize
 from aha.engine.request import Request, make_request
-from aha.engine.rows import Rows
+from aha.engine.rows import Rows, at_last
 from aha.engine.speculation import Speculation, SpeculationTrials
 from aha.engine.step import LENGTH, RUNNING, STOP, EngineEvent, Step, Verified, verify
 from aha.errors import RequestError
@@ -251,7 +251,9 @@ class Engine:
             token_ids_BT = torch.cat((token_ids_BT, drafts_BK), dim=1)
         num_tokens = token_ids_BT.shape[1]
         columns_B = rows.lengths_B[:count].clone()
-        positions_BT = columns_B.unsqueeze(1) + torch.arange(num_tokens, device=self.model.device)
+        positions_BT = columns_B.unsqueeze(1)
+        if drafts_BK is not None:
+            positions_BT = positions_BT + torch.arange(num_tokens, device=self.model.device)
         hidden_ND = self.model.hidden_states(
             token_ids_BT.flatten(),
             positions_N=positions_BT.flatten(),
@@ -341,8 +343,9 @@ class Engine:
         token_ids_BT = drawn.token_ids_B.view(num_rows, num_tokens)
         logprobs_BT = drawn.logprobs_B.view(num_rows, num_tokens)
         # A row is full when the token just drawn would need a column beyond its last.
-        lengths_BT = rows.lengths_B[live].unsqueeze(1) + torch.arange(num_tokens, device=self.model.device)
-        codes_BT = torch.where(lengths_BT + 1 >= rows.max_lengths_B[live].unsqueeze(1), LENGTH, RUNNING)
+        room_B1 = (rows.max_lengths_B[live] - rows.lengths_B[live]).unsqueeze(1)
+        is_full_BT = room_B1 <= torch.arange(1, num_tokens + 1, device=self.model.device)
+        codes_BT = torch.where(is_full_BT, LENGTH, RUNNING)
         codes_BT = torch.where(torch.isin(token_ids_BT, self._stop_ids), STOP, codes_BT)
         if drafts_BK is None:
             verified = Verified(torch.ones_like(codes_BT[:, 0]), torch.zeros_like(codes_BT[:, 0]))
@@ -350,24 +353,18 @@ class Engine:
             verified = verify(token_ids_BT, drafts_BK=drafts_BK, codes_BT=codes_BT)
         counts_B, num_accepted_B = verified
         rows.record(token_ids_BT, logprobs_BT, counts_B=counts_B, live=live)
-        codes_B = codes_BT.gather(1, counts_B.unsqueeze(1) - 1).squeeze(1)
-        if rows.has_stop_strings:
-            self._cut_at_stop_strings(counts_B, codes_B, first_row=first_row)
-            num_accepted_B = num_accepted_B.minimum(counts_B)
-        rows.lengths_B[live] += counts_B - 1
-        self.num_decoded_tokens += num_rows if drafts_BK is None else int(counts_B.sum())
-        self.num_drafted_tokens += num_rows * (num_tokens - 1)
-        self.num_accepted_tokens += 0 if drafts_BK is None else int(num_accepted_B.sum())
-        return Step(first_row, token_ids_BT, logprobs_BT, counts_B, num_accepted_B, codes_B)
-
-    def _cut_at_stop_strings(self, counts_B: Tensor, codes_B: Tensor, *, first_row: int) -> None:
-        """End rows at the token that completes one of their stop strings, and forget what they wrote behind it."""
-        assert self._decode_text is not None
-        for index, count in enumerate(counts_B.tolist()):
-            num_kept = self._rows.find_stop_string(first_row + index, num_new=count, decode=self._decode_text)
-            if num_kept:
-                self._rows.cut(first_row + index, num_tokens=count - num_kept)
+        codes_B = at_last(codes_BT, counts_B)
+        if rows.has_stop_strings and self._decode_text is not None:
+            for index, num_kept in rows.cut_at_stop_strings(counts_B, first_row=first_row, decode=self._decode_text):
                 counts_B[index], codes_B[index] = num_kept, STOP
+            num_accepted_B = num_accepted_B.minimum(counts_B)
+        self.num_decoded_tokens += num_rows
+        if drafts_BK is not None:
+            rows.lengths_B[live] += counts_B - 1
+            self.num_decoded_tokens += int(counts_B.sum()) - num_rows
+            self.num_drafted_tokens += drafts_BK.numel()
+            self.num_accepted_tokens += int(num_accepted_B.sum())
+        return Step(first_row, token_ids_BT, logprobs_BT, counts_B, num_accepted_B, codes_B)
 
     def _completion(self, row: int, step: Step) -> Completion:
         token_ids, logprobs = self._rows.history(row)

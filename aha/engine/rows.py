@@ -14,6 +14,13 @@ MARGIN_TOKENS = 8
 """Tokens decoded before those that can spell a stop string: decoders treat the first ones specially."""
 
 
+def at_last(values_BT: Tensor, counts_B: Tensor) -> Tensor:
+    """The value of each row's last counted place."""
+    if values_BT.shape[1] == 1:
+        return values_BT[:, 0]
+    return values_BT.gather(1, counts_B.unsqueeze(1) - 1).squeeze(1)
+
+
 class Rows:
     """What every row is doing. Rows 0 to num_live-1 are live, in the order of the cache's."""
 
@@ -90,26 +97,26 @@ class Rows:
             num_tokens: T.
             ahead: tokens between the last one recorded and the first of these.
         """
-        places_BT = self.num_drawn_B[live].unsqueeze(1) + ahead + torch.arange(num_tokens, device=self._device)
         fields = (self._temperatures_B, self._top_k_B, self._top_p_B, self._min_p_B)
-        return draw(
-            logits_NV,
-            uniforms_B=uniforms(
-                self.stream_keys_B[live].repeat_interleave(num_tokens), positions_B=places_BT.flatten()
-            ),
-            sampling=RowSampling(*(field[live].repeat_interleave(num_tokens) for field in fields)),
-        )
+        keys_N, sampling = self.stream_keys_B[live], RowSampling(*(field[live] for field in fields))
+        places_N = self.num_drawn_B[live] + ahead
+        if num_tokens > 1:
+            keys_N = keys_N.repeat_interleave(num_tokens)
+            sampling = RowSampling(*(field.repeat_interleave(num_tokens) for field in sampling))
+            places_N = (places_N.unsqueeze(1) + torch.arange(num_tokens, device=self._device)).view(-1)
+        return draw(logits_NV, uniforms_B=uniforms(keys_N, positions_B=places_N), sampling=sampling)
 
     def record(self, token_ids_BT: Tensor, logprobs_BT: Tensor, *, counts_B: Tensor, live: slice) -> None:
         """Append the first drawn tokens, so many as counted, to each of the rows."""
-        num_tokens = token_ids_BT.shape[1]
         rows_B1 = torch.arange(live.start, live.stop, device=self._device).unsqueeze(1)
-        places_BT = self.num_drawn_B[live].unsqueeze(1) + torch.arange(num_tokens, device=self._device)
+        places_BT = self.num_drawn_B[live].unsqueeze(1)
+        if token_ids_BT.shape[1] > 1:
+            places_BT = places_BT + torch.arange(token_ids_BT.shape[1], device=self._device)
         self._grow(self.num_live, int(places_BT.max()) + 1)
         # Tokens beyond the count are written too; the next ones take their places.
         self._token_ids_BT[rows_B1, places_BT] = token_ids_BT
         self._logprobs_BT[rows_B1, places_BT] = logprobs_BT
-        self.last_tokens_B[live] = token_ids_BT.gather(1, counts_B.unsqueeze(1) - 1).squeeze(1)
+        self.last_tokens_B[live] = at_last(token_ids_BT, counts_B)
         self.num_drawn_B[live] += counts_B
 
     def history(self, row: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -117,7 +124,25 @@ class Rows:
         count = int(self.num_drawn_B[row])
         return tuple(self._token_ids_BT[row, :count].tolist()), tuple(self._logprobs_BT[row, :count].tolist())
 
-    def find_stop_string(self, row: int, *, num_new: int, decode: Callable[[Sequence[int]], str]) -> int:
+    def cut_at_stop_strings(
+        self, counts_B: Tensor, *, first_row: int, decode: Callable[[Sequence[int]], str]
+    ) -> list[tuple[int, int]]:
+        """Find the tokens that complete a stop string of their row, and forget what was recorded behind them.
+
+        Args:
+            counts_B: the row's tokens that are new.
+
+        Returns:
+            For each row that ends so, which of B it is and how many of its new tokens stay.
+        """
+        found = []
+        for index, count in enumerate(counts_B.tolist()):
+            if num_kept := self._find_stop_string(first_row + index, num_new=count, decode=decode):
+                self.num_drawn_B[first_row + index] -= count - num_kept
+                found.append((index, num_kept))
+        return found
+
+    def _find_stop_string(self, row: int, *, num_new: int, decode: Callable[[Sequence[int]], str]) -> int:
         """How many of a row's last `num_new` tokens reach to where one of its stop strings is complete; 0: none is."""
         stop, count = self.owners[row][0].sampling.stop, int(self.num_drawn_B[row])
         if not stop:
@@ -130,10 +155,6 @@ class Rows:
             if any(text in tail for text in stop):
                 return num_read
         return 0
-
-    def cut(self, row: int, *, num_tokens: int) -> None:
-        """Forget a row's last tokens. It must end now: what was cached of them stays."""
-        self.num_drawn_B[row] -= num_tokens
 
     def compact(self, sources: Sequence[int], *, targets: Sequence[int], num_live: int) -> None:
         """Move rows and forget those from `num_live` on."""
