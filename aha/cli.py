@@ -33,6 +33,10 @@ app = typer.Typer(
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a run, a built-in name, or a hub id.")]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:N".')]
+SpeculateOption = Annotated[
+    Literal["auto", "off", "always"],
+    typer.Option(help="Let a model with multi-token prediction draft; auto: while it is faster."),
+]
 QuantizeOption = Annotated[
     Literal["none", "int8"], typer.Option(help="int8: a lone conversation is faster on a CPU, and a little less exact.")
 ]
@@ -236,6 +240,8 @@ def chat(
     device: Device = "auto",
     quantize: QuantizeOption = "none",
     thinking: ThinkingOption = "default",
+    speculate: SpeculateOption = "auto",
+    stats: Annotated[bool, typer.Option("--stats", help="Say how fast each answer was, on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
     """Talk to a model: its thinking, dimmed, then its answer."""
@@ -245,18 +251,21 @@ def chat(
     sampling = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     if as_json and prompt is None:
         raise ConfigError("--json answers one PROMPT; give it, e.g. aha chat MODEL 'What is 2 + 3?' --json")
-    opened = terminal.open_model(model, device=device, quantize=quantize, thinking=thinking)
+    # "auto" follows the clock, and so does the rounding: an answer that should repeat is drawn without.
+    speculation = "off" if speculate == "auto" and seed is not None else speculate
+    opened = terminal.open_model(model, device=device, quantize=quantize, thinking=thinking, speculation=speculation)
+    shown: Literal["hidden", "shown"] = "shown" if stats else "hidden"
     before = [Message("system", system)] if system else []
     pictures = terminal.read_pictures(opened, image or [])
     if prompt is None:
-        terminal.converse(opened, before, sampling=sampling, pictures=pictures)
+        terminal.converse(opened, before, sampling=sampling, pictures=pictures, stats=shown)
         return
     messages = [*before, Message("user", prompt, pictures=pictures)]
     if as_json:
         answer = terminal.answer(opened, messages, sampling=sampling)
         print(json.dumps({"reasoning_content": answer.reasoning_content, "content": answer.content}))
     else:
-        terminal.ask(opened, messages, sampling=sampling)
+        terminal.ask(opened, messages, sampling=sampling, stats=shown)
 
 
 @app.command(epilog="Example: aha serve runs/countdown --port 8000")
@@ -270,11 +279,12 @@ def serve(
         str, typer.Option(envvar="AHA_API_KEY", help="What callers must send; empty asks nothing.")
     ] = "",
     device: Device = "auto",
+    speculate: SpeculateOption = "auto",
 ) -> None:
     """Serve a model over an OpenAI-compatible API."""
     from aha.serve import run
 
-    run(model, host=host, port=port, api_key=api_key, device=device)
+    run(model, host=host, port=port, api_key=api_key, device=device, speculation=speculate)
 
 
 @app.command(epilog="Example: aha export runs/countdown --to hf countdown-model")
