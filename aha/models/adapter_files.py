@@ -28,7 +28,10 @@ from aha.models.lora import BaseWeights, Lora, adapters, attach_parts
 from aha.models.transformer import Transformer
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
-_TENSOR = re.compile(r"base_model\.model\.model\.(layers\.\d+\.(?:self_attn|mlp)\.[a-z]+_proj)\.lora_([AB])\.weight")
+_TENSOR = re.compile(
+    r"base_model\.model\.model\.(layers\.\d+\.(?:self_attn|mlp|mlp\.shared_experts)\."
+    r"(?:[a-z]+_){1,2}proj(?:_with_mqa)?)\.lora_([AB])\.weight"
+)
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "use_dora": (None, False),
     "bias": (None, "none"),

@@ -76,11 +76,13 @@ def move_biases(model: Transformer, load: ExpertLoad, *, speed: float) -> None:
 
     Belongs to the optimiser's step, which raises `weight_version` for both.
     """
-    gates = list(gates_of(model)) if load.loads else []
-    for gate, load_E in zip(gates, load.loads, strict=False):
-        if "selection_bias" in dict(gate.named_buffers()):
-            load_E = load_E.to(gate.selection_bias.device).double()
-            gate.selection_bias += speed * (load_E.mean() - load_E).sign().float()
+    experts = model.config.experts
+    if experts is None or not experts.has_selection_bias:
+        return
+    # Modules of multi-token prediction come last, and have no load where they are not trained.
+    for gate, load_E in zip(gates_of(model), load.loads, strict=False):
+        surplus_E = load_E.double() - load_E.double().mean()
+        gate.selection_bias -= speed * surplus_E.sign().to(gate.selection_bias)
 
 
 def gates_of(model: Transformer) -> Iterator[Gate]:

@@ -125,7 +125,10 @@ def train(
 def follow(
     config: DistillConfig, job: Job, *, optimizer: Optimizer | None, first_step: int, state: dict[str, Any] | None
 ) -> None:
-    """On-policy steps: the student samples, and its divergence from the teacher at every token is lowered."""
+    """On-policy steps: the student samples, and its divergence from the teacher at every token is lowered.
+
+    As in GRPO, the experts' selection biases and the modules of multi-token prediction stay as they are.
+    """
     assert optimizer is not None, "a stage that trains has an optimiser"
     task = get_task(config.task)
     stream = ProblemStream(task, seed=job.seed(config), cursor=(state or {}).get("problem_cursor", 0))
@@ -144,12 +147,10 @@ def follow(
             sampled_tokens = {key: metrics[key] for key in ("prompt_tokens", "completion_tokens")}
             job.charge("sampling", seconds=time.perf_counter() - started, **sampled_tokens)
             started_training = time.perf_counter()
-            sequences = _sequences(groups)
-            load = ExpertLoad()
+            sequences, load = _sequences(groups), ExpertLoad()
             divergence = _accumulate_gradients(job.model, teacher.engine.model, sequences, config=config, load=load)
             grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
             learning_rate = scheduled_learning_rate(config, step=step)
-            # Experts stay where they are, and so do modules of multi-token prediction, as in GRPO.
             is_taken = job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
             if not is_taken:
                 job.dump_skipped(step, sequences)

@@ -185,7 +185,7 @@ def accumulate_gradients(
     Args:
         load: where to count what a sparse model's experts were given.
     """
-    objective = config.chosen_loss
+    objective, load = config.chosen_loss, load or ExpertLoad()
     size = UpdateSize(
         num_tokens=sum(s.num_trained for s in sequences),
         num_sequences=len(sequences),
@@ -196,8 +196,7 @@ def accumulate_gradients(
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
         batch, routings = pack(micro_batch), list[Routing]()
         logprobs_M, entropy_M = token_logprobs(model, batch, temperature=config.temperature, routings=routings)
-        if load is not None:
-            load.add(routings)
+        load.add(routings)
         tokens = policy_tokens(micro_batch, logprobs_M=logprobs_M, advantages_M=batch.advantages_M)
         policy = objective.token_losses(tokens, clip_low=objective.clip_low, clip_high=objective.clip_high)
         losses_M, kl_M = policy.losses_M, torch.zeros_like(entropy_M)

@@ -42,14 +42,10 @@ def token_logprobs(
 def packed_states(model: Transformer, batch: PackedBatch, *, routings: list[Routing] | None = None) -> Tensor:
     """Hidden states (N, D) of a packed batch, after the final norm."""
     attention = PackedAttention(batch.lengths, rows=batch.rows)
-    return model.hidden_states(
-        batch.token_ids_N, positions_N=batch.positions_N, attention=attention, routings=routings
-    )
+    return model.hidden_states(batch.token_ids_N, positions_N=batch.positions_N, attention=attention, routings=routings)
 
 
-def logprobs_of(
-    model: Transformer, hidden_MD: Tensor, *, targets_M: Tensor, temperature: float = 1.0
-) -> TokenLogprobs:
+def logprobs_of(model: Transformer, hidden_MD: Tensor, *, targets_M: Tensor, temperature: float = 1.0) -> TokenLogprobs:
     """Log-probability of one token for each hidden state."""
     arguments = (hidden_MD, model.output_weight, targets_M, 1.0 / temperature)
     result = _ChunkedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
