@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aha import hub
-from aha.errors import ConfigError
+from aha.errors import ConfigError, ModelError
 from aha.models import ModelConfig, parse_config, read_config
 from aha.models.shapes import SHAPES
 from aha.train.stage import StageConfig
@@ -15,8 +15,8 @@ def architecture_config(config: StageConfig) -> ModelConfig:
     """The shape of a stage's model that is made from nothing.
 
     Raises:
-        ConfigError: none is named.
-        ModelError: nothing of that name.
+        ConfigError: none is named, or nothing has that name.
+        ModelError: a config.json that cannot be used.
     """
     if config.architecture in SHAPES:
         return parse_config(SHAPES[config.architecture], source=config.architecture)
@@ -30,4 +30,9 @@ def tokenizer_folder(config: StageConfig) -> Path:
             'model = "scratch" needs architecture = a folder with config.json and tokenizer.json, or one of: '
             + ", ".join(sorted(SHAPES))
         )
-    return hub.resolve("tiny" if config.architecture in SHAPES else config.architecture)
+    if config.architecture in SHAPES:
+        return hub.resolve("tiny")
+    try:
+        return hub.resolve(config.architecture)
+    except ModelError as error:
+        raise ConfigError(f"architecture: {error}; or one of the shapes: {', '.join(sorted(SHAPES))}") from None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aha.models import Routing, Transformer
+from aha.models import ExpertsShape, Routing, Transformer
 from aha.models.experts import Gate
 from aha.train import grpo, sft
 from aha.train.balance import (
@@ -74,12 +74,22 @@ def test_bias_moves_by_gamma_against_the_load_and_stays_at_the_mean(make_v3: Mak
     assert model.weight_version == version, "the optimiser's step raises it for both"
 
 
-def test_bias_of_softmax_experts_does_not_exist_and_nothing_moves(make_model: MakeModel) -> None:
-    model = make_model()
+def test_softmax_experts_are_counted_and_not_balanced(make_v3: MakeModel) -> None:
+    """Qwen3-MoE has no selection bias."""
+    experts = ExpertsShape(
+        num_experts=6, num_experts_per_token=2, intermediate_size=16, scoring="softmax", has_selection_bias=False
+    )
+    model = make_v3(
+        model_type="qwen3_moe", mla=None, rope_interleaved=False, head_dim=8, num_kv_heads=2, experts=experts,
+        num_mtp_layers=0, has_qk_norm=True,
+    )  # fmt: skip
     load = ExpertLoad()
-    load.add([])
+    losses = accumulate_gradients(model, sequences(), micro_batch_tokens=50, balance_loss_coef=0.5, load=load)
+    assert losses.keys() == {"loss"}
+    assert load_metrics([load])["expert_load_cv"] > 0
+    assert not list(model.buffers())
     move_biases(model, load, speed=0.1)
-    assert load_metrics([load]) == {}
+    assert not list(model.buffers())
 
 
 def test_speed_stops_after_its_share_of_the_steps_and_with_lora() -> None:
@@ -164,8 +174,7 @@ def test_balance_loss_does_not_depend_on_micro_batches(make_v3: MakeModel) -> No
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_balance_loss_trains_the_gates_alone_of_a_layer_without_what_follows(make_v3: MakeModel) -> None:
-    """The loss has a gradient, and that of the slow formula through autograd."""
+def test_gradient_of_the_balance_loss_is_that_of_each_document_alone(make_v3: MakeModel) -> None:
     model = make_v3(num_mtp_layers=0)
     chosen = sequences(num=5)
     batch = pack(chosen)

@@ -71,7 +71,7 @@ def test_student_follows_a_v3(run: Any) -> None:
 
 
 def test_adapters_train_and_leave_the_biases_where_they_are(run: Any, v3_folder: Path) -> None:
-    folder = run({**COLD, "steps": 10}, {**RL, "kl_coef": 0.05}, lora_rank=4)
+    folder = run({**COLD, "steps": 10, "learning_rate": 1e-3}, {**RL, "kl_coef": 0.05}, lora_rank=4)
     losses = [row["loss"] for row in rows(folder, "step") if "mtp_loss" in row]
     assert losses[-1] < losses[0]
     base, trained = load_model(v3_folder, dtype="float32"), load_model(folder / "model", dtype="float32")
@@ -158,4 +158,6 @@ def test_unknown_architecture_is_refused_before_there_is_a_folder(tmp_path: Path
         tmp_path / "scratch.toml", {"stage": "sft", "model": "scratch", "task": "countdown", "steps": 1}
     )
     assert_refused(aha(recipe, "--out", tmp_path / "out"), 'model = "scratch" needs architecture', "v3_tiny")
+    ran = aha(recipe, "architecture=v3_tinny", "--out", tmp_path / "out")
+    assert_refused(ran, "architecture: unknown model 'v3_tinny'", "or one of the shapes: v3_tiny")
     assert not (tmp_path / "out").exists()
