@@ -5,6 +5,7 @@ Source: DeepSeek-V3 report (arXiv:2412.19437) §2.1.2 and §4.2.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -35,11 +36,10 @@ class ExpertLoad:
 
     def add(self, routings: Sequence[Routing]) -> None:
         """Count a micro-batch: one routing for each sparse layer, those of multi-token prediction last."""
-        loads = [routing.expert_load() for routing in routings]
         # A micro-batch of very short documents may not have reached the later modules.
-        self._loads = [a + b for a, b in zip(self._loads, loads, strict=False)] + (
-            self._loads[len(loads) :] or loads[len(self._loads) :]
-        )
+        nothing = torch.zeros((), dtype=torch.int64)
+        counted = [routing.expert_load().cpu() for routing in routings]
+        self._loads = [a + b for a, b in itertools.zip_longest(self._loads, counted, fillvalue=nothing)]
 
     @property
     def loads(self) -> list[Tensor]:
