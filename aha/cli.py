@@ -224,6 +224,9 @@ def chat(
     model: ModelName,
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Without it, a conversation.")] = None,
     system: Annotated[str, typer.Option(help="Instructions that stand before the conversation.")] = "",
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture for a model that sees; may be given several times.")
+    ] = None,
     temperature: Temperature = 0.6,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 0.95,
     max_tokens: MaxTokens = 512,
@@ -241,13 +244,16 @@ def chat(
         raise ConfigError("--json answers one PROMPT; give it, e.g. aha chat MODEL 'What is 2 + 3?' --json")
     opened = terminal.open_model(model, device=device, quantize=quantize)
     before = [Message("system", system)] if system else []
+    pictures = terminal.read_pictures(opened, image or [])
     if prompt is None:
-        terminal.converse(opened, before, sampling=sampling)
-    elif as_json:
-        answer = terminal.answer(opened, [*before, Message("user", prompt)], sampling=sampling)
+        terminal.converse(opened, before, sampling=sampling, pictures=pictures)
+        return
+    messages = [*before, Message("user", prompt, pictures=pictures)]
+    if as_json:
+        answer = terminal.answer(opened, messages, sampling=sampling)
         print(json.dumps({"reasoning_content": answer.reasoning_content, "content": answer.content}))
     else:
-        terminal.ask(opened, [*before, Message("user", prompt)], sampling=sampling)
+        terminal.ask(opened, messages, sampling=sampling)
 
 
 @app.command(epilog="Example: aha serve runs/countdown --port 8000")

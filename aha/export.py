@@ -141,6 +141,8 @@ def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
     chosen = ("bf16" if stored_dtype(source) == "bfloat16" else "f32") if kind == "auto" else kind
     # float32 holds what every file says exactly, so that only the type of the gguf file rounds.
     model, chat = load_model(source, dtype="float32", device="cpu", resolve=hub.resolve), ChatFormat.load(source)
+    if model.config.vision is not None:
+        raise ModelError(f"{name} sees pictures, and a gguf file would hold its language model alone; use --to hf")
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{Path(name).name}-{chosen}.gguf"
     write_gguf(model, path, tokenizer_folder=chat.folder, kind=chosen, name=Path(name).name)

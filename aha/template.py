@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -54,7 +53,7 @@ class ChatTemplate:
         if num_chars > MAX_CONTENT_CHARS:
             said = f"at most {MAX_CONTENT_CHARS} characters, got {num_chars}"
             raise RequestError(f"messages must hold {said}", param="messages")
-        turns = [{k: v for k, v in dataclasses.asdict(message).items() if v is not None} for message in messages]
+        turns = [_turn(message) for message in messages]
         names = {"messages": turns, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
         return self._generate({**self._named_tokens, **names}, limit=2 * num_chars + MAX_ADDED_CHARS)
 
@@ -83,6 +82,25 @@ class ChatTemplate:
             return _environment().from_string(self._source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"{self._origin}: the chat template is wrong at line {error.lineno}: {error}") from None
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as templates know it: its content is text, or with pictures a list of parts."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning_content is not None:
+        turn["reasoning_content"] = message.reasoning_content
+    if message.pictures:
+        turn["content"] = _parts(message)
+    return turn
+
+
+def _parts(message: Message) -> list[dict[str, str]]:
+    parts: list[dict[str, str]] = []
+    for piece in message.pieces:
+        if piece:
+            parts.append({"type": "text", "text": piece})
+        parts.append({"type": "image"})
+    return parts[:-1]
 
 
 class _RefusalError(Exception):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from aha.engine.cache import DecodeAttention, KeyValueCache, PrefillAttention
 from aha.engine.packing import PackedWeights, Quantize
-from aha.engine.rows import Request, Rows
+from aha.engine.pictures import PictureQueue, check_pixels, embed
+from aha.engine.rows import Request, Rows, check_prompt
 from aha.engine.sampling import draw, uniforms
 from aha.errors import RequestError
 from aha.models import Transformer
@@ -25,8 +26,6 @@ _RUNNING, _STOP, _LENGTH = 0, 1, 2
 _REASONS = {_STOP: FinishReason.STOP, _LENGTH: FinishReason.LENGTH}
 MARGIN_TOKENS = 8
 """Tokens decoded before those that can spell a stop string: decoders treat the first ones specially."""
-
-
 MAX_PREFILL_TOKENS = 8192
 """Prompt tokens of one pass; a longer prompt passes alone. Bounds the memory of its activations."""
 
@@ -94,13 +93,15 @@ class Engine:
         self._cache = KeyValueCache(model.config, dtype=model.dtype, device=model.device)
         self._rows = Rows(model.device)
         self._linear = PackedWeights(quantize=quantize)
+        self.unseen = PictureQueue(model)
+        """Requests with pictures that the model has not wholly seen; text goes before them."""
         self._waiting: deque[Request] = deque()
         self._next_id = 0
         self._weight_version = model.weight_version
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting) or self.num_running > 0
+        return bool(self._waiting or self.unseen) or self.num_running > 0
 
     @property
     def num_running(self) -> int:
@@ -120,6 +121,7 @@ class Engine:
         *,
         on_progress: Callable[[int], None] | None = None,
         on_completion: OnCompletion | None = None,
+        pixels: Sequence[Tensor | None] | None = None,
     ) -> list[list[Completion]]:
         """Complete every prompt; the parameters must not change meanwhile.
 
@@ -131,25 +133,29 @@ class Engine:
             on_progress: told the number of completions done so far whenever it grows.
             on_completion: handed every completion as soon as it ends, with the index of its prompt and of its sample;
                 sampling goes on when it returns, so that slow work belongs in another thread.
+            pixels: tiles of each prompt's pictures, as for `submit`.
 
         Returns:
             Per prompt, `num_samples` completions in the order of their index.
 
         Raises:
-            RequestError: a prompt that does not fit the model's window; nothing is sampled then.
+            RequestError: as `submit`; nothing is sampled then.
         """
         if self.has_work:
             raise RuntimeError("generate() needs an engine without submitted requests")
         each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else list(sampling)
-        requests = [self._make_request(p, s) for p, s in zip(prompts, each, strict=True)]
+        tiles = pixels or [None] * len(prompts)
+        requests = [self._make_request(p, s, pixels_M3YX=m) for p, s, m in zip(prompts, each, tiles, strict=True)]
         self._withdraw_stale_rows()
         self._reset_cache(requests)
-        self._waiting.extend(requests)
+        for request in requests:
+            self._enqueue(request)
         try:
             done = self._run(requests, on_progress=on_progress, on_completion=on_completion)
         finally:
             # An interrupt may have come in the middle of a step: nothing half-done stays.
             self._waiting.clear()
+            self.unseen.clear()
             self._rows = Rows(self.model.device)
         return [[done[r.request_id, i] for i in range(r.sampling.num_samples)] for r in requests]
 
@@ -167,6 +173,8 @@ class Engine:
             if self.model.weight_version != self._weight_version:
                 raise RuntimeError("the model's weights changed while generate() was running")
             step = self._advance()
+            if step is None:
+                continue
             finished = self._finished_rows(step)
             for row in finished:
                 request, sample_index = self._rows.owners[row]
@@ -178,19 +186,22 @@ class Engine:
                 on_progress(len(done))
         return done
 
-    def submit(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> int:
+    def submit(self, prompt_ids: Sequence[int], sampling: SamplingParams, *, pixels_M3YX: Tensor | None = None) -> int:
         """Queue a request for `step`.
 
+        Args:
+            pixels_M3YX: tiles of the pictures whose tokens are in the prompt.
+
         Raises:
-            RequestError: a prompt that does not fit the model's window.
+            RequestError: a prompt that does not fit the model's window, or pictures that do not fit the prompt.
         """
-        request = self._make_request(prompt_ids, sampling)
-        self._waiting.append(request)
+        request = self._make_request(prompt_ids, sampling, pixels_M3YX=pixels_M3YX)
+        self._enqueue(request)
         return request.request_id
 
     @torch.inference_mode()
     def step(self) -> list[EngineEvent]:
-        """Let waiting requests in, or else draw one token for every row.
+        """Let waiting requests in, or else draw one token for every row; before that, look at some tile of a picture.
 
         If the weights changed since the last step, the rows in the batch end with FinishReason.ABORT, since their
         tokens would come from two models; waiting requests are computed with the new weights.
@@ -199,6 +210,8 @@ class Engine:
         if not self.has_work:
             return events
         step = self._advance()
+        if step is None:
+            return events
         owners = self._rows.owners[step.first_row : step.first_row + len(step.token_ids_B)]
         drawn = zip(owners, step.token_ids_B.tolist(), step.logprobs_B.tolist(), step.codes_B.tolist(), strict=True)
         for (request, sample_index), token_id, logprob, code in drawn:
@@ -209,6 +222,7 @@ class Engine:
     @torch.inference_mode()
     def abort(self, request_id: int) -> None:
         """Drop a request and its rows; no further events come. An unknown or finished id is no error."""
+        self.unseen.drop(request_id)
         self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
         owners = self._rows.owners
         self._remove([row for row, (request, _) in enumerate(owners) if request.request_id == request_id])
@@ -220,35 +234,32 @@ class Engine:
         self._cache = KeyValueCache(self.model.config, dtype=self.model.dtype, device=self.model.device)
         self._linear.clear()
 
-    def _make_request(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> Request:
-        window = self.model.config.max_position_embeddings
-        if not prompt_ids:
-            raise RequestError("the prompt is empty; give at least one token", param="messages")
-        if len(prompt_ids) >= window:
-            raise RequestError(
-                f"prompt has {len(prompt_ids)} tokens, the model's window is {window} and must hold an answer too; "
-                "shorten the prompt",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.model.config.vocab_size:
-            raise RequestError(
-                f"the prompt holds token ids from {min(prompt_ids)} to {max(prompt_ids)}, the model knows 0 to "
-                f"{self.model.config.vocab_size - 1}; use the tokenizer of the model's own folder",
-                param="messages",
-            )
+    def _make_request(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, pixels_M3YX: Tensor | None = None
+    ) -> Request:
+        check_prompt(self.model.config, prompt_ids)
         if sampling.stop and self._decode is None:
             raise RequestError("stop strings need an engine with decode=", param="stop")
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._next_id += 1
-        max_length = min(len(prompt_ids) + sampling.max_tokens, window)
-        return Request(self._next_id, tuple(prompt_ids), sampling, seed, max_length)
+        max_length = min(len(prompt_ids) + sampling.max_tokens, self.model.config.max_position_embeddings)
+        if pixels_M3YX is not None:
+            check_pixels(self.model, prompt_ids, pixels_M3YX=pixels_M3YX)
+        return Request(self._next_id, tuple(prompt_ids), sampling, seed, max_length, pixels_M3YX)
 
-    def _advance(self) -> _Step:
-        """One forward pass: the prompts of requests that can enter, or else one token for every row."""
+    def _enqueue(self, request: Request) -> None:
+        (self._waiting.append if request.is_seen else self.unseen.add)(request)
+
+    def _advance(self) -> _Step | None:
+        """One forward pass: the prompts of requests that can enter, or else one token for every row; None: no row."""
+        seen = self.unseen.look()
+        if seen is not None:
+            self._waiting.append(seen)
         admitted = self._admit()
         if admitted:
             return self._prefill(admitted)
+        if not self.num_running:
+            return None
         rows, count = self._rows, self._rows.num_live
         lengths_B = rows.lengths_B[:count]
         self._cache.reserve(count, num_columns=rows.longest + 1)
@@ -282,6 +293,10 @@ class Engine:
             is_first = not admitted
             if (not fits and num_rows > 0) or (num_tokens > MAX_PREFILL_TOKENS and not is_first):
                 break
+            # Pictures pass alone: an image token that stands in a text by chance is not one of theirs.
+            sees = any(one.pixels_M3YX is not None for one in (request, *(before for before, _ in admitted)))
+            if sees and not is_first:
+                break
             if not fits:
                 count = max(1, min(count, self.max_cached_tokens // longest))
             num_rows += count
@@ -300,11 +315,13 @@ class Engine:
             groups.append(self._rows.add(request, count=count))
         self._cache.reserve(self._rows.num_live, num_columns=self._rows.longest + 1)
         device = self.model.device
+        token_ids_N = torch.tensor([t for request, _ in admitted for t in request.prompt_ids], device=device)
         hidden_ND = self.model.hidden_states(
-            torch.tensor([t for request, _ in admitted for t in request.prompt_ids], device=device),
+            token_ids_N,
             positions_N=torch.cat([torch.arange(n) for n in lengths]).to(device),
             attention=PrefillAttention(self._cache, lengths=lengths, rows=groups),
             linear=self._linear,
+            embeddings_ND=embed(self.model, admitted[0][0], token_ids_N=token_ids_N),
         )
         self.num_prefilled_tokens += sum(lengths)
         self.num_cached_prompt_tokens += sum(n * (len(g) - 1) for n, g in zip(lengths, groups, strict=True))
@@ -369,6 +386,8 @@ class Engine:
             return []
         self._weight_version = self.model.weight_version
         self._linear.clear()
+        self.unseen.start_over(request for request in self._waiting if request.pixels_M3YX is not None)
+        self._waiting = deque(request for request in self._waiting if request.pixels_M3YX is None)
         owners = list(self._rows.owners)
         self._remove(list(range(len(owners))))
         return [EngineEvent(r.request_id, i, None, 0.0, FinishReason.ABORT) for r, i in owners]

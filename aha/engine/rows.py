@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from aha.engine.sampling import Drawn, RowSampling, stream_key
+from aha.errors import RequestError
+from aha.models import ModelConfig
 from aha.types import SamplingParams
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """A prompt and how to continue it."""
 
@@ -22,12 +24,46 @@ class Request:
     seed: int
     max_length: int
     """Prompt and completion tokens at which a sample must end."""
+    pixels_M3YX: Tensor | None = None
+    """Tiles of the prompt's pictures, if it has any."""
+    features: list[Tensor] = field(default_factory=list)
+    """What the model has seen of them so far, some tiles in each."""
+    num_seen_tiles: int = 0
     num_started: int = 0
     """Samples that have entered the batch."""
 
     @property
+    def is_seen(self) -> bool:
+        """Whether no tile is left to look at."""
+        return self.pixels_M3YX is None or self.num_seen_tiles == len(self.pixels_M3YX)
+
+    @property
     def num_waiting(self) -> int:
         return self.sampling.num_samples - self.num_started
+
+
+def check_prompt(config: ModelConfig, prompt_ids: Sequence[int]) -> None:
+    """Whether a model can take a prompt.
+
+    Raises:
+        RequestError: it is empty, leaves no room for an answer, or holds ids that the model does not know.
+    """
+    window = config.max_position_embeddings
+    if not prompt_ids:
+        raise RequestError("the prompt is empty; give at least one token", param="messages")
+    if len(prompt_ids) >= window:
+        raise RequestError(
+            f"prompt has {len(prompt_ids)} tokens, the model's window is {window} and must hold an answer too; "
+            "shorten the prompt",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    if not 0 <= min(prompt_ids) <= max(prompt_ids) < config.vocab_size:
+        raise RequestError(
+            f"the prompt holds token ids from {min(prompt_ids)} to {max(prompt_ids)}, the model knows 0 to "
+            f"{config.vocab_size - 1}; use the tokenizer of the model's own folder",
+            param="messages",
+        )
 
 
 class Rows:

@@ -14,6 +14,7 @@ from aha.models.checkpoint import (
 from aha.models.config import ExpertsShape, LatentAttentionShape, Llama3Rope, ModelConfig, YarnRope
 from aha.models.config_files import dump_config, parse_config, read_config
 from aha.models.experts import Routing
+from aha.models.internvl import InternVL
 from aha.models.lora import (
     BaseWeights,
     Lora,
@@ -27,6 +28,7 @@ from aha.models.lora import (
 )
 from aha.models.projection import Attention, Linear
 from aha.models.transformer import Transformer
+from aha.models.vision_config import VisionShape
 
 ARCHITECTURES: dict[str, type[Transformer]] = {
     "llama": Transformer,
@@ -35,6 +37,7 @@ ARCHITECTURES: dict[str, type[Transformer]] = {
     "qwen3_moe": Transformer,
     "deepseek_v3": Transformer,
     "kimi_k2": Transformer,
+    "internvl": InternVL,
 }
 """model_type of config.json -> the module that computes it."""
 
@@ -44,6 +47,7 @@ __all__ = [
     "BaseWeights",
     "DType",
     "ExpertsShape",
+    "InternVL",
     "LatentAttentionShape",
     "Linear",
     "Llama3Rope",
@@ -53,6 +57,7 @@ __all__ = [
     "PackedAttention",
     "Routing",
     "Transformer",
+    "VisionShape",
     "YarnRope",
     "attach_lora",
     "build_model",

@@ -20,6 +20,7 @@ from torch import Tensor
 from aha.errors import ModelError
 from aha.models.config import ModelConfig
 from aha.models.config_files import dump_config, read_config
+from aha.models.internvl import InternVL, published_name, short_name
 from aha.models.lora import adapters
 from aha.models.projection import HasStoredParts
 from aha.models.transformer import Transformer
@@ -69,7 +70,7 @@ def build_model(config: ModelConfig, *, dtype: DType = "auto", device: str = "au
     target = torch.device("meta") if device == "meta" else choose_device(device)
     # By way of the meta device: PyTorch would draw random weights first, which takes minutes for billions of them.
     with torch.device("meta"):
-        model = Transformer(config)
+        model = Transformer(config) if config.vision is None else InternVL(config)
     model.to(choose_dtype(dtype, device=target))
     return model if target.type == "meta" else model.to_empty(device=target)
 
@@ -98,9 +99,9 @@ def load_model(
     with torch.no_grad():
         for path in files:
             with _open(path) as file:
-                for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
-                    if name in targets:
-                        targets[name].copy_(_finite(file.get_tensor(name), name=name, path=path))
+                for name, ours in _names(file, config=config):
+                    if ours in targets:
+                        targets[ours].copy_(_finite(file.get_tensor(name), name=name, path=path))
     model.weight_version += 1
     return model
 
@@ -112,9 +113,15 @@ def _without_absent_mtp(config: ModelConfig, *, files: list[Path]) -> ModelConfi
     behind = f"model.layers.{config.num_layers}."
     for path in files:
         with _open(path) as file:
-            if any(name.startswith(behind) for name in file.keys()):  # noqa: SIM118 - no dict
+            if any(ours.startswith(behind) for _, ours in _names(file, config=config)):
                 return config
     return dataclasses.replace(config, num_mtp_layers=0)
+
+
+def _names(file: Any, *, config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The names of a file's tensors: as they stand there, and as `stored_tensors` says them."""
+    for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
+        yield name, name if config.vision is None else short_name(name)
 
 
 def _is_ignored(name: str, *, config: ModelConfig) -> bool:
@@ -133,22 +140,22 @@ def _check_tensors(model: Transformer, *, folder: Path, files: list[Path]) -> No
     seen: set[str] = set()
     for path in files:
         with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 - a safe_open handle is not a dict
-                if _is_ignored(name, config=model.config):
+            for name, ours in _names(file, config=model.config):
+                if _is_ignored(ours, config=model.config):
                     continue
-                if name not in targets:
+                if ours not in targets:
                     raise ModelError(f"{path}: unexpected tensor {name!r}; is config.json of another model?")
-                if name in seen:
+                if ours in seen:
                     raise ModelError(f"{path}: tensor {name!r} is in another file of {folder} too")
                 declared = file.get_slice(name)
                 shape, dtype = tuple(declared.get_shape()), declared.get_dtype()
-                if shape != tuple(targets[name].shape):
+                if shape != tuple(targets[ours].shape):
                     raise ModelError(
-                        f"{path}: tensor {name!r} has shape {shape}, config.json says {tuple(targets[name].shape)}"
+                        f"{path}: tensor {name!r} has shape {shape}, config.json says {tuple(targets[ours].shape)}"
                     )
                 if dtype not in _FLOATS:
                     raise ModelError(f"{path}: tensor {name!r} has dtype {dtype}; choose from: {', '.join(_FLOATS)}")
-                seen.add(name)
+                seen.add(ours)
     missing = sorted(targets.keys() - seen)
     if missing:
         raise ModelError(f"{folder}: {len(missing)} of {len(targets)} tensors are missing, the first is {missing[0]!r}")
@@ -168,7 +175,9 @@ def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto") -> No
     target = model.dtype if dtype == "auto" else choose_dtype(dtype, device=model.device)
     tensors = {
         # What is float32 in a bfloat16 model is so for a reason: a gate's selection bias.
-        name: values.to("cpu", torch.float32 if name.endswith(_FLOAT32_SUFFIXES) else target).contiguous()
+        name if model.config.vision is None else published_name(name): values.to(
+            "cpu", torch.float32 if name.endswith(_FLOAT32_SUFFIXES) else target
+        ).contiguous()
         for name, values in merged_tensors(model)
     }
     config = dump_config(model.config, dtype=str(target).removeprefix("torch."))

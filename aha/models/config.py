@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aha.errors import ModelError
+from aha.models.vision_config import VisionShape
 
 ModelType = Literal["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2"]
 
@@ -192,6 +193,8 @@ class ModelConfig:
     """None: every layer is dense."""
     num_mtp_layers: int = 0
     """Multi-token prediction modules behind the last layer (arXiv:2412.19437 §2.2)."""
+    vision: VisionShape | None = None
+    """The eye of an InternVL, whose language model all other fields describe; None: it reads text only."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     initializer_range: float = 0.02
@@ -210,6 +213,8 @@ class ModelConfig:
             raise ModelError(
                 f"num_key_value_heads {self.num_kv_heads} must divide num_attention_heads {self.num_heads}"
             )
+        if self.vision is not None and self.vision.image_token_id >= self.vocab_size:
+            raise ModelError(f"image_token_id {self.vision.image_token_id} must be below vocab_size {self.vocab_size}")
         if self.rope_dim % 2:
             raise ModelError(f"head_dim must be even for rotary positions, got {self.rope_dim}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from aha.models.config import (
     RopeScaling,
     YarnRope,
 )
+from aha.models.vision_config import VisionShape, dump_vision, read_vision
 
 # Class defaults of the transformers configurations: what a missing key means.
 _MAX_POSITIONS_DEFAULT = {
@@ -66,11 +68,13 @@ def parse_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Turn a Hugging Face configuration into a ModelConfig; `source` names it in errors."""
     try:
         model_type = raw.get("model_type")
-        if not isinstance(model_type, str) or model_type not in _MAX_POSITIONS_DEFAULT:
-            raise ModelError(unknown_name("model_type", str(model_type), _MAX_POSITIONS_DEFAULT))
+        if not isinstance(model_type, str) or model_type not in (*_MAX_POSITIONS_DEFAULT, "internvl"):
+            raise ModelError(unknown_name("model_type", str(model_type), (*_MAX_POSITIONS_DEFAULT, "internvl")))
         for key, reason in _REFUSED.items():
             if raw.get(key):
                 raise ModelError(f"{key} {reason}")
+        if model_type == "internvl":
+            return _build_internvl(raw)
         if raw.get("hidden_act", "silu") not in ("silu", "swish"):
             raise ModelError(f"hidden_act {raw['hidden_act']!r} is not supported; only 'silu' is")
         _refuse_sliding_window(raw)
@@ -123,6 +127,17 @@ def _build(raw: Mapping[str, Any], model_type: ModelType) -> ModelConfig:
         eos_token_ids=() if eos is None else tuple(int(i) for i in (eos if isinstance(eos, list) else [eos])),
         initializer_range=float(raw.get("initializer_range", 0.02)),
     )
+
+
+def _build_internvl(raw: Mapping[str, Any]) -> ModelConfig:
+    """The language model's configuration with an eye: the file has `text_config` and `vision_config` side by side."""
+    text = raw.get("text_config") or {}
+    if not isinstance(text, dict) or text.get("model_type") == "internvl":
+        raise ModelError("text_config must be the configuration of a language model")
+    config = parse_config({"model_type": "qwen2", **text}, source="text_config")
+    # Version 5 goes by the outer key, which it always writes; version 4 by the inner one, and leaves the outer one out.
+    is_tied = bool(raw.get("tie_word_embeddings", config.tie_word_embeddings))
+    return replace(config, vision=read_vision(raw), tie_word_embeddings=is_tied)
 
 
 def _read_heads(raw: Mapping[str, Any], model_type: ModelType) -> tuple[int, int]:
@@ -294,7 +309,18 @@ def dump_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         }
         # Of an MLA model it would be read as the rotated part; each reader adds the two parts up.
         del raw["head_dim"]
-    return raw
+    return raw if config.vision is None else _dump_internvl(raw, config.vision)
+
+
+def _dump_internvl(text: dict[str, Any], vision: VisionShape) -> dict[str, Any]:
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "text_config": text,
+        **dump_vision(vision),
+        "tie_word_embeddings": text["tie_word_embeddings"],
+        "torch_dtype": text["torch_dtype"],
+    }
 
 
 def _dump_rope(scaling: RopeScaling) -> dict[str, Any] | None:

@@ -93,6 +93,7 @@ class Transformer(nn.Module):
         attention: Attention,
         linear: Linear = F.linear,
         routings: list[Routing] | None = None,
+        embeddings_ND: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states (N, D), after the last norm, of N tokens without padding.
 
@@ -102,9 +103,10 @@ class Transformer(nn.Module):
             attention: which keys every token sees, and where keys and values are kept.
             linear: the matrix product; the engine passes one with prepacked weights.
             routings: where to append what the gate of each sparse layer decided, in order.
+            embeddings_ND: what the layers begin with, where that is not the tokens' own embeddings (InternVL).
         """
         run = self.begin_pass(positions_N, attention=attention, linear=linear)
-        x_ND = F.embedding(token_ids_N, self.embed_tokens)
+        x_ND = F.embedding(token_ids_N, self.embed_tokens) if embeddings_ND is None else embeddings_ND
         for layer in cast(Iterable[Layer], self.layers):
             x_ND, routing = self._through(layer, x_ND, run)
             if routings is not None and routing is not None:

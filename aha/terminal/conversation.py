@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from aha import hub
 from aha.chat import ChatFormat
 from aha.engine import Engine, Quantize
+from aha.errors import ModelError, RequestError
+from aha.images import PictureReader, read_file, stack_pixels
 from aha.models import Transformer, load_model
 from aha.streaming import Delta
 from aha.train.console import printable
-from aha.types import Message, SamplingParams
+from aha.types import Message, Picture, SamplingParams
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -45,6 +49,28 @@ def open_model(name: str, *, device: str = "auto", quantize: Quantize = "none") 
     return OpenModel(folder, model, chat, engine)
 
 
+def read_pictures(opened: OpenModel, paths: Sequence[Path]) -> tuple[Picture, ...]:
+    """Pictures to stand before the text of a message.
+
+    Raises:
+        AhaError: the model sees no pictures, or a file is not one that it can see.
+    """
+    vision = opened.model.config.vision
+    if paths and vision is None:
+        raise ModelError(f"{opened.folder} is a model without a vision tower and sees no pictures; leave out --image")
+    if vision is None:
+        return ()
+    reader = PictureReader.load(opened.folder, tile_size=vision.image_size, tokens_per_tile=vision.tokens_per_tile)
+    return tuple(_read_picture(reader, path) for path in paths)
+
+
+def _read_picture(reader: PictureReader, path: Path) -> Picture:
+    try:
+        return reader.read(read_file(path))
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
+
+
 def stream_answer(opened: OpenModel, messages: Sequence[Message], *, sampling: SamplingParams) -> Iterator[Delta]:
     """Sample one answer, piece by piece; closing the iterator early withdraws the request.
 
@@ -53,7 +79,10 @@ def stream_answer(opened: OpenModel, messages: Sequence[Message], *, sampling: S
     """
     prompt_ids = opened.chat.render(messages)
     splitter = opened.chat.splitter(opened.chat.starts_in_thinking(prompt_ids), stop=sampling.stop)
-    request_id = opened.engine.submit(prompt_ids, sampling)
+    pixels_M3YX = stack_pixels(messages)
+    request_id = opened.engine.submit(
+        prompt_ids, sampling, pixels_M3YX=None if pixels_M3YX is None else torch.from_numpy(pixels_M3YX)
+    )
     try:
         while opened.engine.has_work:
             for event in opened.engine.step():
@@ -89,8 +118,14 @@ def _turn(deltas: Sequence[Delta]) -> Message:
     return Message("assistant", content, reasoning or None)
 
 
-def converse(opened: OpenModel, messages: Sequence[Message], *, sampling: SamplingParams) -> None:
-    """Talk until the end of the input, after `messages`. Ctrl-C stops an answer, and at the prompt the program."""
+def converse(
+    opened: OpenModel, messages: Sequence[Message], *, sampling: SamplingParams, pictures: Sequence[Picture] = ()
+) -> None:
+    """Talk until the end of the input, after `messages`. Ctrl-C stops an answer, and at the prompt the program.
+
+    Args:
+        pictures: stand before the first question.
+    """
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         import readline  # noqa: F401  (gives input() line editing and history)
@@ -100,13 +135,14 @@ def converse(opened: OpenModel, messages: Sequence[Message], *, sampling: Sampli
     while (line := _read_line("> " if is_terminal else "")) is not None:
         if not line.strip():
             continue
-        question = Message("user", line)
+        question = Message("user", line, pictures=tuple(pictures))
         try:
             reply = ask(opened, [*turns, question], sampling=sampling)
         except KeyboardInterrupt:
             print("\n(stopped; this turn is forgotten)")
             continue
         turns += [question, reply]
+        pictures = ()
 
 
 def _read_line(prompt: str) -> str | None:
