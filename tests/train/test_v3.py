@@ -66,7 +66,9 @@ def test_the_five_stages_of_r1_raise_the_score_of_a_v3(run: Any) -> None:
 def test_student_follows_a_v3(run: Any) -> None:
     folder = run(COLD, FOLLOWED)
     steps = [row for row in rows(folder, "step") if "divergence" in row]
-    assert steps[-1]["divergence"] < 0.5 * steps[0]["divergence"]
+    divergences = [step["divergence"] for step in steps]
+    # Means of six: a single batch of so few tokens says little.
+    assert sum(divergences[-6:]) < 0.5 * sum(divergences[:6])
     assert all("expert_load_cv" in step for step in steps)
 
 
