@@ -122,6 +122,12 @@ def resolve(name: str | Path, *, wants: Literal["weights", "config"] = "weights"
         return _resolve_built_in(name)
     if os.path.isdir(folder):
         raise ModelError(f"{folder} is neither a model folder (it has no config.json) nor a run with a checkpoint")
+    if os.path.isfile(folder):
+        is_gguf = folder.suffix == ".gguf"
+        fix = f"make a folder of it: aha export {name} --to hf DIR" if is_gguf else "a MODEL is the folder it lies in"
+        raise ModelError(f"{name} is a file; {fix}")
+    if name.endswith((".json", ".gguf", ".safetensors")):
+        raise ModelError(f"{name} is not there")
     if _HUB_ID.fullmatch(name) and folder.parts[0] != RUNS_FOLDER.name:
         return _download_from_hub(name, wants=wants)
     runs = sorted(path.name for path in RUNS_FOLDER.glob("*") if _find_model(path, is_quiet=True))
@@ -194,7 +200,8 @@ def _download_from_hub(model_id: str, *, wants: Literal["weights", "config"]) ->
         if wants == "config":
             return folder
         if config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8")):
-            raise ModelError(f"{model_id} runs code from its repository (auto_map), which aha never does")
+            why = f"{model_id} runs code from its repository (auto_map), which aha never does"
+            raise ModelError(f"{why}; of a family in `aha models`, download it and delete auto_map from config.json")
         folder = _snapshot(model_id, files=_HUB_FILES, is_offline=bool(problem))
     except GatedRepoError:
         page = f"https://huggingface.co/{model_id}"

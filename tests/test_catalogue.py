@@ -66,6 +66,22 @@ def test_words_list_what_matches() -> None:
     assert next(entry.name for entry in list_entries("smollm2")) == "smollm2"
 
 
+def test_name_as_the_table_writes_it_shows_one_model_in_any_case() -> None:
+    assert run_models(["deepseek-r1"], form="text").startswith("model           DeepSeek-R1\n")
+    assert json.loads(run_models(["Qwen3-8B", "(-Base)"], form="json"))["model_type"] == "qwen3"
+
+
+def test_folder_called_like_a_family_does_not_hide_it(tmp_path: Path) -> None:
+    (tmp_path / "qwen").mkdir()
+    assert "Qwen3-8B" in run_models(["qwen"], form="text")
+
+
+def test_table_and_detail_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], ["DeepSeek-R1"], ["tiny"]):
+        assert max(len(line) for line in run_models(words, form="text").splitlines()) <= 80
+
+
 def test_json_has_the_documented_keys_and_units() -> None:
     listed = json.loads(run_models([], form="json"))
     assert all(entry.keys() == KEYS for entry in listed)
@@ -138,9 +154,11 @@ def test_configuration_with_code_is_shown_for_planning_and_the_code_is_named(tmp
     path = write_config(
         tmp_path / "config.json", auto_map={"AutoModel": "x.Y"}, quantization_config={"quant_method": "fp8"}
     )
-    note = find_entry(str(path)).note
+    entry = find_entry(str(path))
+    note = entry.note
+    assert entry.verified == "config only", "it is not loaded as it stands"
     assert "auto_map), which is not executed" in note
-    assert "quantised (fp8)" in note
+    assert "FP8 in blocks" in note
 
 
 @pytest.mark.parametrize(
@@ -175,6 +193,20 @@ def test_file_that_is_no_configuration_is_one_clear_line(tmp_path: Path, text: s
         run_models([str(path)], form="text")
 
 
+def test_gguf_file_is_sent_to_export(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\x80")
+    with pytest.raises(ModelError, match=r"m\.gguf is a file; make a folder of it: aha export m\.gguf --to hf DIR"):
+        run_models(["m.gguf"], form="text")
+
+
+def test_quantisation_that_is_not_read_is_said_to_be_for_planning_only(tmp_path: Path) -> None:
+    path = write_config(tmp_path / "config.json", quantization_config={"quant_method": "awq"})
+    entry = find_entry(str(path))
+    assert (entry.verified, entry.note) == ("config only", "its weights are quantised (awq), which aha does not load")
+    fp8 = write_config(tmp_path / "fp8" / "config.json", quantization_config={"quant_method": "fp8"})
+    assert find_entry(str(fp8)).verified == "random weights"
+
+
 def test_broken_model_in_the_cache_does_not_hide_the_others() -> None:
     broken = hub.models_folder() / "broken"
     broken.mkdir(parents=True)
@@ -194,6 +226,8 @@ def test_broken_model_in_the_cache_does_not_hide_the_others() -> None:
         (["remove"], "unknown model 'remove'.*aha models fetch NAME"),
         (["qwen", "9000b"], "unknown model 'qwen 9000b'.*words such as qwen"),
         (["nobody/nothing"], "no folder"),
+        (["."], "neither a model folder"),
+        (["gone/config.json"], "gone/config.json is not there"),
     ],
 )
 def test_what_is_not_there_is_refused_with_what_to_type(words: list[str], message: str) -> None:

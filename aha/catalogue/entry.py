@@ -38,6 +38,11 @@ _MAX_PARAMETERS = 10**18
 _BUILT_IN_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
+def planned_tokens(config: ModelConfig) -> int:
+    """4,096, or its whole window where that is shorter."""
+    return min(PLANNED_TOKENS, config.max_position_embeddings)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One model: a row of the table."""
@@ -75,7 +80,8 @@ class Entry:
         """
         assert self.config is not None
         config, counts = self.config, count_parameters(self.config)
-        needed = weight_bytes(config) + _RUNTIME_BYTES[here.kind] + PLANNED_TOKENS * cache_bytes_per_token(config)
+        cache = planned_tokens(config) * cache_bytes_per_token(config)
+        needed = weight_bytes(config) + _RUNTIME_BYTES[here.kind] + cache
         if here.kind == "GPU":
             return needed
         return needed + 2 * (shared_matrices(config) + counts.embedding)
@@ -135,7 +141,8 @@ def find_entry(name: str) -> Entry:
     if name in KNOWN_CONFIGS and not os.path.isdir(name):
         model = next(m for m in KNOWN_MODELS if name in m.configs)
         return replace(_known_entry(model), name=name, config=_parse(model.configs[name], source=name)[0])
-    path = Path(name) if os.path.isfile(name) else hub.resolve(name, wants="config") / "config.json"
+    is_config = os.path.isfile(name) and not name.endswith(".gguf")  # a gguf file gets hub's word on it
+    path = Path(name) if is_config else hub.resolve(name, wants="config") / "config.json"
     return _file_entry(path, name=name)
 
 
@@ -155,7 +162,7 @@ def _file_entry(path: Path, *, name: str) -> Entry:
         owner="",
         licence=_licence(folder),
         # What its class has been held against; these very weights have not been.
-        verified="random weights",
+        verified="config only" if _refusals(raw) else "random weights",
         model_type=str(raw.get("model_type")),
         config=config,
         price=None,
@@ -176,15 +183,27 @@ def _read_object(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _refusals(raw: Mapping[str, Any]) -> list[str]:
+    """Why a folder with this configuration is not loaded, though its shape is known."""
+    reasons = []
+    if raw.get("auto_map"):
+        why = "config.json names code (auto_map), which is not executed: shown for planning"
+        reasons.append(f"{why}; delete the key in a copy to load it")
+    if raw.get("quantization_config") and _quantised_as(raw) != "fp8":
+        reasons.append(f"its weights are quantised ({_quantised_as(raw)}), which aha does not load")
+    return reasons
+
+
+def _quantised_as(raw: Mapping[str, Any]) -> str:
+    quantised = raw.get("quantization_config")
+    return str(quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?")[:40]
+
+
 def _parse(raw: Mapping[str, Any], *, source: str) -> tuple[ModelConfig, str]:
     """The shape, and what stands in the way of running it."""
-    notes = []
-    if raw.get("auto_map"):
-        notes.append("config.json names code (auto_map), which is not executed: shown for planning")
-    quantised = raw.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
-        notes.append(f"the folder's weights are quantised ({str(method)[:40]})")
+    notes = _refusals(raw)
+    if raw.get("quantization_config") and _quantised_as(raw) == "fp8":
+        notes.append("its weights are FP8 in blocks, which are read into the model's dtype")
     plain = {key: value for key, value in raw.items() if key not in ("auto_map", "quantization_config")}
     config = parse_config(plain, source=source)
     sizes = [value for value in vars(config).values() if isinstance(value, int)]

@@ -5,55 +5,68 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Literal
 
-from aha.catalogue.entry import PLANNED_TOKENS, Entry
-from aha.catalogue.free_memory import GIB, FreeMemory
+from aha.catalogue.entry import PLANNED_TOKENS, Entry, planned_tokens
+from aha.catalogue.free_memory import FreeMemory
 from aha.cost.prices import TokenPrice
 from aha.models.counts import cache_bytes_per_token, fp8_weight_bytes, weight_bytes
 
 WIDTH = 112
-_COLUMNS = f"{'':<2}{'model':<31}{'params':>8}{'active':>8}{'KB/token':>10}{'bf16 GB':>10}{'fp8 GB':>9}"
-_HEAD = f"{_COLUMNS}  {'fits':<5} {'verified':<9} {'licence':<14} {'API $':>9}"
-_LEGEND = (
+_Columns = Literal["all", "first"]
+_FULL_WIDTH = 115
+"""Below it the table leaves out FP8, licence and price, and fits 80 columns."""
+_COLUMNS = f"  {'model':<30}{'params':>8}{'active':>8}{'KB/token':>9}{'bf16 GB':>8}"
+_NARROW_HEAD = f"{_COLUMNS}  {'fits':<4} verified"
+_HEAD = f"{_COLUMNS}{'fp8 GB':>8}  {'fits':<5} {'verified':<9} {'licence':<14} {'API $':>9}"
+_NARROW_LEGEND = (
     "active: parameters that one token uses. KB/token: bytes of cache a token takes in bf16, all layers together. "
-    "bf16, fp8: the weights, multi-token prediction included. verified: real = real weights run in this project's "
-    "tests; random = the tests hold this class equal to transformers' on random weights; config = counted only. "
-    "API $: list price of a million tokens in/out."
+    "bf16: the weights, multi-token prediction included. verified: real = real weights run in this project's "
+    "tests; random = the tests hold this class equal to transformers' on random weights; config = counted only."
 )
+_LEGEND = f"{_NARROW_LEGEND.replace('bf16: the', 'bf16, fp8: the')} API $: list price of a million tokens in/out."
+_HINT = "aha models NAME|FOLDER|config.json shows one, aha models WORD lists matches, --json has it all"
 
 
-def table(entries: Sequence[Entry], *, here: FreeMemory) -> str:
-    """One line for each model, those of a family together."""
-    lines = [_HEAD]
+def table(entries: Sequence[Entry], *, here: FreeMemory, width: int = _FULL_WIDTH) -> str:
+    """One line for each model, those of a family together; in a terminal of less than 115 columns the first columns."""
+    columns: _Columns = "first" if width < _FULL_WIDTH else "all"
+    lines = [_NARROW_HEAD if columns == "first" else _HEAD]
     for group, members in groupby(entries, key=lambda entry: entry.group):
         rows = list(members)
         types = ", ".join(dict.fromkeys(row.model_type for row in rows if row.model_type))
         owner = f", huggingface.co/{rows[0].owner}" if rows[0].owner else ""
-        lines += [f"{group} ({types}{owner})", *(_row(row, here) for row in rows)]
-    fits = f"fits: bf16 and {PLANNED_TOKENS:,} tokens, in the {here.num_bytes / GIB:.1f} GiB free of {here.name}."
-    lines += ["", *_wrap(f"{fits} {_LEGEND}"), *_prices(entries)]
-    lines.append("aha models NAME|FOLDER|config.json shows one, aha models WORD lists matches, --json has it all")
+        lines += [f"{group} ({types}{owner})", *(_row(row, here, columns=columns) for row in rows)]
+    fits = f"fits: bf16 and {PLANNED_TOKENS:,} tokens, in the {_size(here.num_bytes)} free of {here.name}."
+    notes = [
+        f"{fits} {_NARROW_LEGEND if columns == 'first' else _LEGEND}",
+        *([] if columns == "first" else _prices(entries)),
+        _HINT,
+    ]
+    lines += ["", *(line for note in notes for line in _wrap(note, width))]
     return "\n".join(lines)
 
 
-def _row(entry: Entry, here: FreeMemory) -> str:
+def _row(entry: Entry, here: FreeMemory, *, columns: _Columns) -> str:
     config, counts = entry.config, entry.counts
     if config is None or counts is None:
-        return f"  {entry.name:<31} {entry.note}"[:WIDTH]
+        return f"  {entry.name:<30} {entry.note}"[: len(_NARROW_HEAD) if columns == "first" else WIDTH]
     sizes = (
-        f"{_short(counts.total):>8}{_short(counts.active):>8}{cache_bytes_per_token(config) / 1e3:>10.1f}"
-        f"{_gb(weight_bytes(config)):>10}{_gb(fp8_weight_bytes(config)):>9}"
+        f"{_short(counts.total):>8}{_short(counts.active):>8}{cache_bytes_per_token(config) / 1e3:>9.1f}"
+        f"{_gb(weight_bytes(config)):>8}"
     )
     fits = "yes" if entry.fits(here) else "no"
+    if columns == "first":
+        return f"  {entry.name:<30}{sizes}  {fits:<4} {entry.verified.split()[0]}"
     price = "" if entry.price is None else _amounts(entry.price)
     words = f"{fits:<5} {entry.verified.split()[0]:<9} {entry.licence or '-':<14} {price or '-':>9}"
-    return f"  {entry.name:<31}{sizes}  {words}"
+    return f"  {entry.name:<30}{sizes}{_gb(fp8_weight_bytes(config)):>8}  {words}"
 
 
 def _prices(entries: Sequence[Entry]) -> Iterator[str]:
     prices = {entry.price.price_id: entry.price for entry in entries if entry.price is not None}
     for price in prices.values():
-        yield from _wrap(f"{price.name} {_price_words(price)}")
+        yield f"{price.name} {_price_words(price)}"
 
 
 def _price_words(price: TokenPrice) -> str:
@@ -65,13 +78,17 @@ def _amounts(price: TokenPrice) -> str:
     return f"{price.pico_usd_per_input_token / 1e6:.2f}/{price.pico_usd_per_output_token / 1e6:.2f}"
 
 
-def describe(entry: Entry, *, here: FreeMemory) -> str:
+def describe(entry: Entry, *, here: FreeMemory, width: int = _FULL_WIDTH) -> str:
     """One model, a line for each thing that is known of it."""
     return "\n".join(
         line
         for name, value in _facts(entry, here)
         for line in textwrap.wrap(
-            value, WIDTH - 2, initial_indent=f"{name:<16}", subsequent_indent=" " * 16, break_on_hyphens=False
+            value,
+            min(WIDTH, max(width, 60)) - 2,
+            initial_indent=f"{name:<16}",
+            subsequent_indent=" " * 16,
+            break_on_hyphens=False,
         )
     )
 
@@ -94,17 +111,17 @@ def _facts(entry: Entry, here: FreeMemory) -> Iterator[tuple[str, str]]:
             yield "pictures", f"{tower}; {vision.tokens_per_tile} tokens for each tile of {vision.image_size} pixels"
         yield "context", f"{config.max_position_embeddings:,} tokens"
         per_token = cache_bytes_per_token(config)
-        whole = per_token * config.max_position_embeddings / 1e9
-        yield "cache", f"{per_token:,} bytes a token in bf16; {whole:.2f} GB at the whole context"
-        yield "weights", f"bf16 {_gb(weight_bytes(config))} GB; fp8 in blocks of 128 {_gb(fp8_weight_bytes(config))} GB"
-        needed = f"{entry.needed_bytes(here) / GIB:.1f} GiB with {PLANNED_TOKENS:,} tokens of cache, in bf16"
-        free = f"{here.num_bytes / GIB:.1f} GiB are free of {here.name}"
+        whole = _size(per_token * config.max_position_embeddings)
+        yield "cache", f"{per_token:,} bytes a token in bf16; {whole} at the whole context"
+        yield "weights", f"bf16 {_size(weight_bytes(config))}; fp8 in blocks of 128 {_size(fp8_weight_bytes(config))}"
+        needed = f"{_size(entry.needed_bytes(here))} with {planned_tokens(config):,} tokens of cache, in bf16"
+        free = f"{_size(here.num_bytes)} are free of {here.name}"
         yield "fits here", f"{'yes' if entry.fits(here) else 'no'}: needs {needed}; {free}"
     yield "verified", _verified(entry)
     yield "licence", entry.licence or "not stated"
     yield "API price", "none known" if entry.price is None else _price_words(entry.price)
     if entry.folder is not None:
-        yield "folder", f"{entry.folder} ({(entry.num_bytes or 0) / 1e6:.1f} MB)"
+        yield "folder", f"{entry.folder} ({_size(entry.num_bytes or 0)})"
     yield "source", entry.source
     if entry.note:
         yield "note", entry.note
@@ -132,8 +149,13 @@ def _short(count: int) -> str:
 
 
 def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f}"
+    return f"{num_bytes / 1e9:.1f}" if num_bytes >= 10**8 else f"{num_bytes / 1e9:.3f}"
 
 
-def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)
+def _size(num_bytes: int) -> str:
+    """In decimal units, as model pages and disks count."""
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, min(WIDTH, max(width, 60)), break_on_hyphens=False, break_long_words=False)
