@@ -20,6 +20,7 @@ from aha.errors import ConfigError, ModelError
 from aha.export.card import Form as CardForm
 from aha.export.card import write_card
 from aha.export.proof import Proof
+from aha.export.provenance import read_provenance, title_of
 from aha.models import Form, Transformer, hash_weights, load_model, save_adapter, without_adapter
 from aha.models.checkpoint import stored_tensors
 from aha.models.fp8_files import is_ragged
@@ -145,8 +146,10 @@ def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
     if model.config.vision is not None:
         raise ModelError(f"{name} sees pictures, and a gguf file would hold its language model alone; use --to hf")
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{Path(name).name}-{chosen}.gguf"
-    write_gguf(model, path, tokenizer_folder=chat.folder, kind=chosen, name=Path(name).name)
+    title = title_of(name)
+    path = out / f"{title}-{chosen}.gguf"
+    licence = read_provenance(name, source=source).licence
+    write_gguf(model, path, tokenizer_folder=chat.folder, kind=chosen, name=title, licence=licence)
     with tempfile.TemporaryDirectory(dir=out) as work:
         reread = Path(work)
         convert_gguf(path, folder=reread, base_model=name, origin="its own export", dtype="float32")

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCardData
 from aha.cost.files import write_atomic
 from aha.errors import DataError
 from aha.export.proof import Proof
-from aha.export.provenance import Provenance, find_run, read_provenance
+from aha.export.provenance import Provenance, find_run, read_provenance, title_of
 
 Form = Literal["run", "hf", "fp8", "gguf", "adapter"]
 """A run's model/, or one of the forms of an export."""
@@ -46,7 +46,7 @@ def write_card(folder: Path, *, name: str, source: Path, form: Form, proof: str,
     run = find_run(source)
     if run is not None and source.name == "model" and (merged := _merge_proof(run)):
         text = f"{merged}\n\n{text}"
-    _write(folder, title=(run or Path(name)).name, provenance=provenance, form=form, proof=text)
+    _write(folder, title=run.name if run else title_of(name), provenance=provenance, form=form, proof=text)
 
 
 def _write(folder: Path, *, title: str, provenance: Provenance, form: Form, proof: str) -> None:

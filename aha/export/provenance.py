@@ -7,6 +7,7 @@ people's data: what is unreadable is an error in one line, and what is not known
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -78,6 +79,11 @@ def read_provenance(name: str, *, source: Path) -> Provenance:
     return Provenance(name=name, tags=tuple(tags), is_trained=bool(carried), sections=carried, **origin)
 
 
+def title_of(name: str) -> str:
+    """The last part of what the user named, also of "." and of a gguf file."""
+    return Path(os.path.abspath(name)).name.removesuffix(".gguf")
+
+
 def find_run(source: Path) -> Path | None:
     """The run that a model folder belongs to: its model/, its adapter/, or a checkpoint."""
     for folder in source.absolute().parents[:3]:
@@ -134,7 +140,10 @@ def _of_run(name: str, run: Path) -> Provenance:
         raise DataError(f"{run} is not a run whose files can be read: {error!r}") from None
     base = str(stages[0].get("model", ""))
     if base == "scratch":
-        origin: dict[str, Any] = {"base": "none, trained from scratch", "licence_words": "its maker has named none"}
+        origin: dict[str, Any] = {
+            "base": f"none, trained from scratch as {_code(stages[0].get('architecture'))}",
+            "licence_words": "its maker has named none",
+        }
     else:
         origin = _origin(base, _card_of(base))
     tags = dict.fromkeys(str(stage["kind"]) for stage in stages)
@@ -158,7 +167,7 @@ def _origin(name: str, card: Card) -> dict[str, Any]:
     known = hub.BUILT_IN.get(name)
     if known is not None:
         ids, licence = [known.repository] if known.repository else [], known.licence
-    elif _HUB_ID.fullmatch(name) and not Path(name).is_dir():
+    elif _HUB_ID.fullmatch(name) and not Path(name).exists():  # a folder, or a .gguf file
         ids, licence = [name], _licence_id(_word(metadata, "license"))
     else:  # a folder is on no hub: the nearest that is there is what its card names
         ids, licence = metadata.get("base_model", []), _licence_id(_word(metadata, "license"))

@@ -65,13 +65,16 @@ class Vocabulary(NamedTuple):
     chat_template: str
 
 
-def write_gguf(model: Transformer, path: Path, *, tokenizer_folder: Path, kind: str, name: str) -> None:
+def write_gguf(
+    model: Transformer, path: Path, *, tokenizer_folder: Path, kind: str, name: str, licence: str = "unknown"
+) -> None:
     """Write one GGUF file; adapters are merged in float32 first.
 
     Args:
         tokenizer_folder: a Hugging Face folder with tokenizer.json and what belongs to it.
         kind: name in GGUF_KINDS.
         name: of the model, for the file's metadata.
+        licence: Hugging Face's id of it, for the metadata too.
 
     Raises:
         ModelError: the model or its tokenizer cannot be told in GGUF without changing what they do.
@@ -83,6 +86,8 @@ def write_gguf(model: Transformer, path: Path, *, tokenizer_folder: Path, kind: 
     vocabulary = read_vocabulary(tokenizer_folder, size=config.vocab_size, eos_ids=config.eos_token_ids)
     writer = GGUFWriter(path, _FAMILIES[config.model_type])
     writer.add_name(name)
+    if licence != "unknown":
+        writer.add_license(licence)
     writer.add_file_type(_FILE_TYPES[kind])
     _add_shape(writer, config)
     _add_vocabulary(writer, vocabulary, config=config)

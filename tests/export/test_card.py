@@ -113,6 +113,26 @@ def test_base_on_hugging_face_is_named_there(tmp_path: Path) -> None:
     assert "- Licence: unknown: the base model's card names none" in text_of(tmp_path / "other" / "model")
 
 
+def test_licence_goes_through_a_gguf_file_and_the_file_is_no_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export.export("tiny", to="gguf", out=Path("one"), kind="q8_0")
+    export.export("one/tiny-q8_0.gguf", to="hf", out=Path("two"))
+    assert metadata(tmp_path / "two")["license"] == "mit"
+    assert "base_model" not in metadata(tmp_path / "two")
+    assert "\n# tiny-q8_0\n" in text_of(tmp_path / "two")
+    assert "- Base model: `one/tiny-q8_0.gguf`" in text_of(tmp_path / "two")
+
+
+def test_run_from_nothing_names_its_architecture(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine", model="scratch")
+    recipe = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(recipe.replace('model = "scratch"', 'model = "scratch"\narchitecture = "v3_tiny"'))
+    write_run_card(run)
+    assert "- Base model: none, trained from scratch as `v3_tiny`" in text_of(run / "model")
+
+
 def test_folder_says_by_its_card_what_it_came_from(tmp_path: Path) -> None:
     shutil.copytree(TINY, tmp_path / "base")
     (tmp_path / "base" / "README.md").write_text(
