@@ -205,6 +205,10 @@ class Questions:
         rollout = Rollout(completion, task.score(problem, completion))
         vote = task.vote(problem, completion) if isinstance(task, HasVote) else vote_of_text("", completion.answer)
         thinking = self._count_tokens(completion.reasoning) if self._count_tokens else None
+        if (
+            thinking is not None and completion.token_ids
+        ):  # bytes that are no text are encoded longer than they were drawn
+            thinking = min(thinking, len(completion.token_ids))
         sample = self._record.add((problem.problem_id, index), rollout, vote=vote, num_thinking_tokens=thinking)
         self._score.add(problem.problem_id, sample)
 

@@ -69,7 +69,9 @@ def _judged_rewards(group: RolloutGroup) -> list[float]:
 
 def thinking_tokens(groups: Sequence[RolloutGroup], chat: ChatFormat) -> list[int]:
     """Tokens of every completion's thinking."""
-    return [len(chat.encode(r.completion.reasoning)) for group in groups for r in group.rollouts]
+    # At most what was drawn: a model that draws bytes which are no text is read as U+FFFD, whose encoding is longer.
+    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    return [min(len(chat.encode(c.reasoning)), len(c.token_ids)) for c in completions]
 
 
 def sample_rows(groups: Sequence[RolloutGroup], *, num_samples: int, step: int) -> list[dict[str, Any]]:
