@@ -73,7 +73,7 @@ def _front_matter(provenance: Provenance, *, form: Form) -> str:
         "datasets": list(provenance.datasets),
         "language": list(provenance.languages),
         "library_name": _LIBRARY.get(form, ""),
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "image-text-to-text" if provenance.sees_pictures else "text-generation",
         "tags": list(dict.fromkeys(tags)),
     }
     data = ModelCardData(**{key: value for key, value in values.items() if value})

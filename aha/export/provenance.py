@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Provenance:
     """Ids on Hugging Face, as the base's card names them."""
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    sees_pictures: bool = False
     is_trained: bool = False
     """Whether it was trained here."""
     sections: Mapping[str, str] = field(default_factory=dict)
@@ -68,9 +69,19 @@ def read_provenance(name: str, *, source: Path) -> Provenance:
         DataError: a file of the run cannot be read.
     """
     run = find_run(source)
-    if run is not None:
-        return _of_run(name, run)
-    card = read_card(source)
+    found = _of_run(name, run) if run is not None else _of_folder(name, source)
+    return replace(found, sees_pictures=_sees_pictures(source))
+
+
+def _sees_pictures(folder: Path) -> bool:
+    try:
+        return "vision_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # an adapter has none
+        return False
+
+
+def _of_folder(name: str, folder: Path) -> Provenance:
+    card = read_card(folder)
     origin = _origin(name, card)
     carried = dict(_sections(card.text)) if "aha" in card.metadata.get("tags", []) else {}
     tags = [tag for tag in card.metadata.get("tags", []) if tag not in ("aha", "gguf")] if carried else []

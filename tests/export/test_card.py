@@ -125,6 +125,11 @@ def test_licence_goes_through_a_gguf_file_and_the_file_is_no_hub_id(
     assert "- Base model: `one/tiny-q8_0.gguf`" in text_of(tmp_path / "two")
 
 
+def test_card_of_a_model_that_sees_says_so(vision_folder: Path, tmp_path: Path) -> None:
+    export.export(str(vision_folder), to="hf", out=tmp_path / "out")
+    assert metadata(tmp_path / "out")["pipeline_tag"] == "image-text-to-text"
+
+
 def test_run_from_nothing_names_its_architecture(tmp_path: Path) -> None:
     run = make_run(tmp_path / "mine", model="scratch")
     recipe = (run / "recipe.toml").read_text()
