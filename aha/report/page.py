@@ -98,7 +98,8 @@ def _difference(found: RunFolder) -> Difference | None:
 def _subtitle(found: RunFolder) -> str:
     stages = found.recipe.get("stage")  # a text in a recipe of one stage, whose settings stand beside it
     first = stages[0] if isinstance(stages, list) and stages and isinstance(stages[0], dict) else found.recipe
-    facts = [text_of(first, key) for key in ("model", "task")]
+    model = text_of(first, "model")
+    facts = [f"{text_of(first, 'architecture')} from scratch" if model == "scratch" else model, text_of(first, "task")]
     if found.steps:
         facts.append(f"{number(found.steps[-1], 'step') or 0:.0f} steps")
     return " · ".join(fact for fact in facts if fact)

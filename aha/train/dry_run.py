@@ -22,7 +22,7 @@ from aha.train.distill import DistillConfig
 from aha.train.grpo_config import GRPOConfig
 from aha.train.machines import CPU_RUNTIME_BYTES, GIB, GPU_RUNTIME_BYTES, GPUS, Machine, find_machine
 from aha.train.plan import four_bit_savings, memory_of, num_trained, peak_bytes, plan
-from aha.train.plan_table import describe
+from aha.train.plan_table import describe, describe_total
 from aha.train.run_shape import RunShape
 from aha.train.scratch import architecture_config, tokenizer_folder
 from aha.train.sft import SupervisedConfig
@@ -42,7 +42,7 @@ def dry_run(source: str, *, overrides: Sequence[str] = ()) -> str:
         AhaError: a recipe, model or setting that cannot be used.
     """
     checked = read_source(source, overrides=overrides)
-    parts = [checked.note] if checked.note else []
+    parts, plans = [checked.note] if checked.note else [], []
     for index, (stage, config) in enumerate(zip(checked.recipe.stages, checked.configs, strict=True)):
         machine_name = config.price.removesuffix("-hour")
         on_gpu = machine_name in GPUS
@@ -52,12 +52,16 @@ def dry_run(source: str, *, overrides: Sequence[str] = ()) -> str:
         )
         if isinstance(config, DistillConfig):
             parts.append(_describe_teacher(config, name=stage.name, dtype=dtype, machine=machine))
-        num_evaluations = (index == 0) + (index == len(checked.configs) - 1)
+        # Before the first stage, after every one that trains and after the last, and what `eval_every` asks in between.
+        is_after = isinstance(config, TrainingConfig) or index == len(checked.configs) - 1
+        num_between = (config.num_steps - 1) // config.eval_every if config.eval_every else 0
+        num_evaluations = (index == 0) + is_after + num_between
         shape = _shape(config, dtype=dtype, num_evaluations=num_evaluations)
-        parts.append(
-            f"stage {stage.name}: {config.task} on {config.model}\n"
-            + describe(plan(_model_config(config), run=shape, machine=machine))
-        )
+        planned = plan(_model_config(config), run=shape, machine=machine)
+        parts.append(f"stage {stage.name}: {config.task} on {config.model_words}\n{describe(planned)}")
+        plans.append(planned)
+    if len(plans) > 1:
+        parts.append(describe_total(plans))
     return "\n\n".join(parts)
 
 

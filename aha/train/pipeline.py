@@ -167,7 +167,7 @@ def _run(plan: Plan, job: Job, *, resume: bool) -> None:
     if plan.note:
         console.say(plan.note)
     console.say(
-        f"{run.folder}: {first.task} on {first.model} ({job.model.num_parameters() / 1e6:.1f} M parameters, "
+        f"{run.folder}: {first.task} on {first.model_words} ({job.model.num_parameters() / 1e6:.1f} M parameters, "
         f"{job.dtype}, {job.model.device})"
     )
     is_cpu = job.model.device.type == "cpu"

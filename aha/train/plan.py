@@ -214,7 +214,9 @@ def _time(config: ModelConfig, run: RunShape, machine: Machine) -> tuple[TimeIte
     num_evaluated = run.num_evaluations * run.eval_problems
     if num_evaluated:
         seconds = _sampling_seconds(config, run, machine, num_prompts=num_evaluated, group_size=1)
-        items.append(TimeItem(f"{run.num_evaluations} evaluations", seconds))
+        items.append(
+            TimeItem("1 evaluation" if run.num_evaluations == 1 else f"{run.num_evaluations} evaluations", seconds)
+        )
     return tuple(items)
 
 

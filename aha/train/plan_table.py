@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aha.train.machines import GIB
 from aha.train.plan import Plan
 
@@ -29,6 +31,13 @@ def describe(plan: Plan) -> str:
     lines.append(f"  {'total':<36}{plan.seconds / 3600:>10.2f}")
     lines += ["", cost, "", *_assumptions(plan)]
     return "\n".join(lines)
+
+
+def describe_total(plans: Sequence[Plan]) -> str:
+    """What the stages take together, in a line; a teacher's answers are not among them."""
+    hours, cost_usd = sum(plan.seconds for plan in plans) / 3600, sum(plan.cost_usd for plan in plans)
+    peak = max(plan.peak_bytes for plan in plans) / GIB
+    return f"all {len(plans)} stages: {hours:.2f} hours, ${cost_usd:.2f}, {peak:.2f} GiB at the peak"
 
 
 def _assumptions(plan: Plan) -> list[str]:

@@ -59,12 +59,18 @@ class StageConfig:
     def __post_init__(self) -> None:
         self._check_least(steps=1, checkpoint_every=1, eval_every=0, eval_problems=0, max_tokens=1, seed=0, lora_rank=0)
         if self.lora_rank and self.model == "scratch":
-            raise ConfigError('lora_rank needs a base whose weights stay as they are; model = "scratch" has none')
+            why = 'lora_rank needs a base whose weights stay as they are, and model = "scratch" has none'
+            raise ConfigError(f"{why}; set lora_rank=0, or name a model")
         self._check_rules(
             ("lora_alpha", self.lora_alpha > 0, "above 0"),
             ("eval_temperature", 0 <= self.eval_temperature <= 10, "between 0 and 10"),
             ("eval_top_p", 0 < self.eval_top_p <= 1, "above 0 and at most 1"),
         )
+
+    @property
+    def model_words(self) -> str:
+        """Where the run starts, as people read it."""
+        return f"{self.architecture} from scratch" if self.model == "scratch" else self.model
 
     @property
     def num_steps(self) -> int:

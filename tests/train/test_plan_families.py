@@ -258,3 +258,12 @@ def test_dry_run_plans_a_sparse_model_that_nobody_could_download() -> None:
     text = describe(plan(known_config("deepseek-ai/DeepSeek-R1"), run=RUN, machine=H200))
     assert "682,636,472,320 parameters" in text
     assert "use a smaller model" in text
+
+
+def test_dry_run_counts_the_evaluation_after_every_stage_and_adds_the_stages_up() -> None:
+    text = dry_run("v3_tiny", overrides=["stage.rl.eval_every=20"])
+    assert "stage pretraining: countdown on v3_tiny from scratch" in text
+    # Before and after pretraining; of 48 steps at 20 and 40, and after.
+    assert [line.split()[0] for line in text.splitlines() if "evaluation" in line] == ["2", "3"]
+    assert text.splitlines()[-1].startswith("all 2 stages: ")
+    assert "all 1 stages" not in dry_run("countdown")
