@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,18 +13,17 @@ from torch import Tensor
 from aha.engine.cache import DecodeAttention, KeyValueCache, PrefillAttention
 from aha.engine.drafting import Drafter
 from aha.engine.packing import PackedWeights, Quantize
-from aha.engine.request import Request, make_request
+from aha.engine.pictures import PictureQueue, check_pixels, embed
+from aha.engine.request import Request, admit, check_prompt
 from aha.engine.rows import Rows, at_last
 from aha.engine.speculation import Speculation, SpeculationTrials
-from aha.engine.step import LENGTH, RUNNING, STOP, EngineEvent, Step, Verified, verify
+from aha.engine.step import LENGTH, RUNNING, STOP, EngineEvent, Step, verify
 from aha.errors import RequestError
 from aha.models import Transformer
 from aha.types import Completion, FinishReason, SamplingParams
 
 OnCompletion = Callable[[int, int, Completion], None]
 """Told a finished completion with the index of its prompt and of its sample."""
-MAX_PREFILL_TOKENS = 8192
-"""Prompt tokens of one pass; a longer prompt passes alone. Bounds the memory of its activations."""
 
 
 class Engine:
@@ -76,9 +76,12 @@ class Engine:
         self._linear = PackedWeights(quantize=quantize)
         can_draft = speculation != "off" and quantize == "none" and model.config.num_mtp_layers > 0
         self._drafter = Drafter(model, linear=self._linear) if can_draft else None
+        self._num_drafts = model.config.num_mtp_layers if can_draft else 0
         self._trials = SpeculationTrials() if speculation == "auto" else None
         self._clock = clock
         self._cache = self._make_cache()
+        self.unseen = PictureQueue(model)
+        """Requests with pictures that the model has not wholly seen; text goes before them."""
         self._waiting: deque[Request] = deque()
         self._next_id = 0
         self._weight_version = model.weight_version
@@ -88,13 +91,8 @@ class Engine:
         return KeyValueCache(model.config, dtype=model.dtype, device=model.device, num_mtp_layers=num_mtp_layers)
 
     @property
-    def _num_drafts(self) -> int:
-        """Drafts of a row in a step that drafts."""
-        return 0 if self._drafter is None else self._drafter.num_drafts
-
-    @property
     def has_work(self) -> bool:
-        return bool(self._waiting) or self.num_running > 0
+        return bool(self._waiting or self.unseen) or self.num_running > 0
 
     @property
     def num_running(self) -> int:
@@ -114,6 +112,7 @@ class Engine:
         *,
         on_progress: Callable[[int], None] | None = None,
         on_completion: OnCompletion | None = None,
+        pixels: Sequence[Tensor | None] | None = None,
     ) -> list[list[Completion]]:
         """Complete every prompt; the parameters must not change meanwhile.
 
@@ -125,25 +124,29 @@ class Engine:
             on_progress: told the number of completions done so far whenever it grows.
             on_completion: handed every completion as soon as it ends, with the index of its prompt and of its sample;
                 sampling goes on when it returns, so that slow work belongs in another thread.
+            pixels: tiles of each prompt's pictures, as for `submit`.
 
         Returns:
             Per prompt, `num_samples` completions in the order of their index.
 
         Raises:
-            RequestError: a prompt that does not fit the model's window; nothing is sampled then.
+            RequestError: as `submit`; nothing is sampled then.
         """
         if self.has_work:
             raise RuntimeError("generate() needs an engine without submitted requests")
         each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else list(sampling)
-        requests = [self._make_request(p, s) for p, s in zip(prompts, each, strict=True)]
+        tiles = pixels or [None] * len(prompts)
+        requests = [self._make_request(p, s, pixels_M3YX=m) for p, s, m in zip(prompts, each, tiles, strict=True)]
         self._withdraw_stale_rows()
         self._reset_cache(requests)
-        self._waiting.extend(requests)
+        for request in requests:
+            self._enqueue(request)
         try:
             done = self._run(requests, on_progress=on_progress, on_completion=on_completion)
         finally:
             # An interrupt may have come in the middle of a step: nothing half-done stays.
             self._waiting.clear()
+            self.unseen.clear()
             self._rows = Rows(self.model.device)
             if self._drafter is not None:
                 self._drafter.clear()
@@ -163,6 +166,8 @@ class Engine:
             if self.model.weight_version != self._weight_version:
                 raise RuntimeError("the model's weights changed while generate() was running")
             step = self._advance()
+            if step is None:
+                continue
             finished = step.finished_rows()
             for row in finished:
                 request, sample_index = self._rows.owners[row]
@@ -174,19 +179,24 @@ class Engine:
                 on_progress(len(done))
         return done
 
-    def submit(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> int:
+    def submit(self, prompt_ids: Sequence[int], sampling: SamplingParams, *, pixels_M3YX: Tensor | None = None) -> int:
         """Queue a request for `step`.
 
+        Args:
+            pixels_M3YX: tiles of the pictures whose tokens are in the prompt.
+
         Raises:
-            RequestError: a prompt that does not fit the model's window.
+            RequestError: a prompt that does not fit the model's window, or pictures that do not fit the prompt.
         """
-        request = self._make_request(prompt_ids, sampling)
-        self._waiting.append(request)
+        request = self._make_request(prompt_ids, sampling, pixels_M3YX=pixels_M3YX)
+        self._enqueue(request)
         return request.request_id
 
     @torch.inference_mode()
     def step(self) -> list[EngineEvent]:
-        """Let waiting requests in, or else write one token for every row, and more where drafts were right.
+        """Let waiting requests in, or else write a token for every row, and more where drafts were right.
+
+        Before that, look at some tile of a picture.
 
         If the weights changed since the last step, the rows in the batch end with FinishReason.ABORT, since their
         tokens would come from two models; waiting requests are computed with the new weights.
@@ -195,13 +205,15 @@ class Engine:
         if not self.has_work:
             return events
         step = self._advance()
-        events += step.events(self._rows.owners)
-        self._remove(step.finished_rows())
+        if step is not None:
+            events += step.events(self._rows.owners)
+            self._remove(step.finished_rows())
         return events
 
     @torch.inference_mode()
     def abort(self, request_id: int) -> None:
         """Drop a request and its rows; no further events come. An unknown or finished id is no error."""
+        self.unseen.drop(request_id)
         self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
         owners = self._rows.owners
         self._remove([row for row, (request, _) in enumerate(owners) if request.request_id == request_id])
@@ -213,25 +225,44 @@ class Engine:
         self._cache = self._make_cache()
         self._linear.clear()
 
-    def _make_request(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> Request:
+    def _make_request(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, pixels_M3YX: Tensor | None = None
+    ) -> Request:
+        check_prompt(self.model.config, prompt_ids)
         if sampling.stop and self._decode_text is None:
             raise RequestError("stop strings need an engine with decode=", param="stop")
-        request = make_request(prompt_ids, sampling=sampling, config=self.model.config, request_id=self._next_id + 1)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._next_id += 1
-        return request
+        max_length = min(len(prompt_ids) + sampling.max_tokens, self.model.config.max_position_embeddings)
+        if pixels_M3YX is not None:
+            check_pixels(self.model, prompt_ids, pixels_M3YX=pixels_M3YX)
+        return Request(self._next_id, tuple(prompt_ids), sampling, seed, max_length, pixels_M3YX)
 
-    def _advance(self) -> Step:
-        """One forward pass: the prompts of requests that can enter, or else the next tokens of every row."""
-        admitted = self._admit()
+    def _enqueue(self, request: Request) -> None:
+        (self._waiting.append if request.is_seen else self.unseen.add)(request)
+
+    def _advance(self) -> Step | None:
+        """One forward pass: the prompts of requests that can enter, or else new tokens for every row; None: no row."""
+        seen = self.unseen.look()
+        if seen is not None:
+            self._waiting.append(seen)
+        admitted = admit(
+            self._waiting,
+            num_running=self.num_running,
+            longest=self._rows.max_length,
+            max_batch_size=self.max_batch_size,
+            max_cached_tokens=self.max_cached_tokens,
+        )
         if admitted:
             return self._prefill(admitted)
+        if not self.num_running:
+            return None
         count, drafts = self._rows.num_live, self._drafts_now()
-        if self._trials is None:
-            return self._decode(drafts=drafts)
         began = self._clock()
         step = self._decode(drafts=drafts)
-        num_tokens = int(step.counts_B.sum())
-        self._trials.record(count, drafted=drafts, num_tokens=num_tokens, seconds=self._clock() - began)
+        if self._trials is not None:
+            num_tokens = int(step.counts_B.sum())
+            self._trials.record(count, drafted=drafts, num_tokens=num_tokens, seconds=self._clock() - began)
         return step
 
     def _drafts_now(self) -> bool:
@@ -275,30 +306,6 @@ class Engine:
         longest_prompt = max((len(request.prompt_ids) for request in requests), default=0)
         self._cache.reset(num_rows, num_columns=longest_prompt + 1 + 2 * self._num_drafts)
 
-    def _admit(self) -> list[tuple[Request, int]]:
-        """Take requests from the queue, in order, each with how many of its samples enter now."""
-        admitted: list[tuple[Request, int]] = []
-        num_rows, longest, num_tokens = self.num_running, self._rows.max_length, 0
-        while self._waiting:
-            request = self._waiting[0]
-            # A group enters whole, so that its prompt is computed once; one larger than the batch enters in pieces.
-            count = min(request.num_waiting, self.max_batch_size)
-            longest = max(longest, request.max_length)
-            fits = num_rows + count <= self.max_batch_size and (num_rows + count) * longest <= self.max_cached_tokens
-            num_tokens += len(request.prompt_ids)
-            is_first = not admitted
-            if (not fits and num_rows > 0) or (num_tokens > MAX_PREFILL_TOKENS and not is_first):
-                break
-            if not fits:
-                count = max(1, min(count, self.max_cached_tokens // longest))
-            num_rows += count
-            admitted.append((request, count))
-            if count == request.num_waiting:
-                self._waiting.popleft()
-            else:
-                break
-        return admitted
-
     def _prefill(self, admitted: list[tuple[Request, int]]) -> Step:
         first_row = self._rows.num_live
         lengths = [len(request.prompt_ids) for request, _ in admitted]
@@ -313,6 +320,7 @@ class Engine:
             positions_N=torch.cat([torch.arange(n) for n in lengths]).to(device),
             attention=PrefillAttention(self._cache, lengths=lengths, rows=groups),
             linear=self._linear,
+            embeddings_ND=embed(self.model, admitted[0][0], token_ids_N=token_ids_N),
         )
         self.num_prefilled_tokens += sum(lengths)
         self.num_cached_prompt_tokens += sum(n * (len(g) - 1) for n, g in zip(lengths, groups, strict=True))
@@ -342,16 +350,9 @@ class Engine:
         drawn = rows.draw(logits_NV, live=live, num_tokens=num_tokens)
         token_ids_BT = drawn.token_ids_B.view(num_rows, num_tokens)
         logprobs_BT = drawn.logprobs_B.view(num_rows, num_tokens)
-        # A row is full when the token just drawn would need a column beyond its last.
-        room_B1 = (rows.max_lengths_B[live] - rows.lengths_B[live]).unsqueeze(1)
-        is_full_BT = room_B1 <= torch.arange(1, num_tokens + 1, device=self.model.device)
-        codes_BT = torch.where(is_full_BT, LENGTH, RUNNING)
+        codes_BT = torch.where(rows.is_full(live, num_tokens=num_tokens), LENGTH, RUNNING)
         codes_BT = torch.where(torch.isin(token_ids_BT, self._stop_ids), STOP, codes_BT)
-        if drafts_BK is None:
-            verified = Verified(torch.ones_like(codes_BT[:, 0]), torch.zeros_like(codes_BT[:, 0]))
-        else:
-            verified = verify(token_ids_BT, drafts_BK=drafts_BK, codes_BT=codes_BT)
-        counts_B, num_accepted_B = verified
+        counts_B, num_accepted_B = verify(token_ids_BT, drafts_BK=drafts_BK, codes_BT=codes_BT)
         rows.record(token_ids_BT, logprobs_BT, counts_B=counts_B, live=live)
         codes_B = at_last(codes_BT, counts_B)
         if rows.has_stop_strings and self._decode_text is not None:
@@ -392,6 +393,8 @@ class Engine:
             return []
         self._weight_version = self.model.weight_version
         self._linear.clear()
+        self.unseen.start_over(request for request in self._waiting if request.pixels_M3YX is not None)
+        self._waiting = deque(request for request in self._waiting if request.pixels_M3YX is None)
         owners = list(self._rows.owners)
         self._remove(list(range(len(owners))))
         return [EngineEvent(r.request_id, i, None, 0.0, FinishReason.ABORT) for r, i in owners]

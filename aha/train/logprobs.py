@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aha.models import PackedAttention, Transformer
+from aha.models.fp8_product import training_products
 from aha.train.batches import PackedBatch
 
 CHUNK_ELEMENTS = 1 << 24
@@ -32,7 +33,10 @@ def token_logprobs(model: Transformer, batch: PackedBatch, *, temperature: float
         temperature: what the logits are divided by: the one the tokens were sampled with.
     """
     hidden_ND = model.hidden_states(
-        batch.token_ids_N, positions_N=batch.positions_N, attention=PackedAttention(batch.lengths, rows=batch.rows)
+        batch.token_ids_N,
+        positions_N=batch.positions_N,
+        attention=PackedAttention(batch.lengths, rows=batch.rows),
+        linear=training_products(model),
     )
     hidden_MD = hidden_ND.index_select(0, batch.predictor_rows_M)
     arguments = (hidden_MD, model.output_weight, batch.targets_M, 1.0 / temperature)

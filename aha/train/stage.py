@@ -111,10 +111,15 @@ class TrainingConfig(StageConfig):
     """Gradients are scaled down to this norm."""
     micro_batch_tokens: int = 4096
     """Tokens computed at a time: changes memory and speed, not results."""
+    products: Literal["full", "fp8"] = "full"
+    """What the layers' matrices are multiplied in: the model's dtype, or 8-bit floats with a scale for every 128 of
+    them, as DeepSeek-V3 was trained. Faster on Hopper GPUs only; elsewhere the same numbers, computed slower."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_least(micro_batch_tokens=1, warmup_steps=0, weight_decay=0)
+        if self.products == "fp8" and self.lora_rank:
+            raise ConfigError('products = "fp8" trains the model itself, not adapters; set lora_rank = 0')
         self._check_rules(
             ("learning_rate", self.learning_rate > 0, "above 0"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),

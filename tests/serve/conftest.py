@@ -19,7 +19,7 @@ import uvicorn
 from aha.chat import ChatFormat
 from aha.cost import Ledger, custom_machine_price
 from aha.engine import Engine, Speculation
-from aha.models import ModelConfig, Transformer, build_model
+from aha.models import ModelConfig, Transformer, build_model, load_model
 from aha.models.tokenizer import SPECIAL_TOKENS, save_tokenizer
 from aha.serve import create_app
 from aha.serve.engine_thread import MAX_PENDING
@@ -159,3 +159,11 @@ def live(serving: ServeFactory) -> Iterator[Live]:
 def client(live: Live) -> Iterator[openai.OpenAI]:
     with live.client() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def seer(vision_folder: Path) -> Iterator[Live]:
+    """One server whose model sees, for every test that only asks questions."""
+    chat = ChatFormat.load(vision_folder)
+    with serve(chat, load_model(vision_folder, dtype="float32", device="cpu")) as running:
+        yield running
