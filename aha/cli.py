@@ -239,9 +239,9 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Makes the answer repeatable.")] = None,
     device: Device = "auto",
     quantize: QuantizeOption = "none",
+    thinking: ThinkingOption = "default",
     speculate: SpeculateOption = "auto",
     stats: Annotated[bool, typer.Option("--stats", help="Say how fast each answer was, on stderr.")] = False,
-    thinking: ThinkingOption = "default",
     as_json: Json = False,
 ) -> None:
     """Talk to a model: its thinking, dimmed, then its answer."""

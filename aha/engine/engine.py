@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,11 +11,12 @@ from torch import Tensor
 from aha.engine.cache import DecodeAttention, KeyValueCache, PrefillAttention
 from aha.engine.drafting import Drafter
 from aha.engine.packing import PackedWeights, Quantize
-from aha.engine.pictures import PictureQueue, check_pixels, embed
-from aha.engine.request import Request, admit, check_prompt
+from aha.engine.pictures import check_pixels, embed
+from aha.engine.queue import RequestQueue
+from aha.engine.request import Request, make_request
 from aha.engine.rows import Rows, at_last
 from aha.engine.speculation import Speculation, SpeculationTrials
-from aha.engine.step import LENGTH, RUNNING, STOP, EngineEvent, Step, verify
+from aha.engine.step import LENGTH, RUNNING, STOP, EngineEvent, Step, Verified, verify
 from aha.errors import RequestError
 from aha.models import Transformer
 from aha.types import Completion, FinishReason, SamplingParams
@@ -76,13 +75,10 @@ class Engine:
         self._linear = PackedWeights(quantize=quantize)
         can_draft = speculation != "off" and quantize == "none" and model.config.num_mtp_layers > 0
         self._drafter = Drafter(model, linear=self._linear) if can_draft else None
-        self._num_drafts = model.config.num_mtp_layers if can_draft else 0
         self._trials = SpeculationTrials() if speculation == "auto" else None
         self._clock = clock
         self._cache = self._make_cache()
-        self.unseen = PictureQueue(model)
-        """Requests with pictures that the model has not wholly seen; text goes before them."""
-        self._waiting: deque[Request] = deque()
+        self.queue = RequestQueue(model, max_batch_size=max_batch_size, max_cached_tokens=max_cached_tokens)
         self._next_id = 0
         self._weight_version = model.weight_version
 
@@ -91,8 +87,13 @@ class Engine:
         return KeyValueCache(model.config, dtype=model.dtype, device=model.device, num_mtp_layers=num_mtp_layers)
 
     @property
+    def _num_drafts(self) -> int:
+        """Drafts of a row in a step that drafts."""
+        return 0 if self._drafter is None else self._drafter.num_drafts
+
+    @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self.unseen) or self.num_running > 0
+        return bool(self.queue) or self.num_running > 0
 
     @property
     def num_running(self) -> int:
@@ -102,7 +103,7 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         """Completions that wait for a free row."""
-        return sum(request.num_waiting for request in self._waiting)
+        return self.queue.num_waiting
 
     @torch.inference_mode()
     def generate(
@@ -140,13 +141,12 @@ class Engine:
         self._withdraw_stale_rows()
         self._reset_cache(requests)
         for request in requests:
-            self._enqueue(request)
+            self.queue.add(request)
         try:
             done = self._run(requests, on_progress=on_progress, on_completion=on_completion)
         finally:
             # An interrupt may have come in the middle of a step: nothing half-done stays.
-            self._waiting.clear()
-            self.unseen.clear()
+            self.queue.clear()
             self._rows = Rows(self.model.device)
             if self._drafter is not None:
                 self._drafter.clear()
@@ -189,14 +189,14 @@ class Engine:
             RequestError: a prompt that does not fit the model's window, or pictures that do not fit the prompt.
         """
         request = self._make_request(prompt_ids, sampling, pixels_M3YX=pixels_M3YX)
-        self._enqueue(request)
+        self.queue.add(request)
         return request.request_id
 
     @torch.inference_mode()
     def step(self) -> list[EngineEvent]:
-        """Let waiting requests in, or else write a token for every row, and more where drafts were right.
+        """Let waiting requests in, or else write one token for every row, and more where drafts were right.
 
-        Before that, look at some tile of a picture.
+        Before that, look at some tile of a picture that waits.
 
         If the weights changed since the last step, the rows in the batch end with FinishReason.ABORT, since their
         tokens would come from two models; waiting requests are computed with the new weights.
@@ -205,16 +205,16 @@ class Engine:
         if not self.has_work:
             return events
         step = self._advance()
-        if step is not None:
-            events += step.events(self._rows.owners)
-            self._remove(step.finished_rows())
+        if step is None:
+            return events
+        events += step.events(self._rows.owners)
+        self._remove(step.finished_rows())
         return events
 
     @torch.inference_mode()
     def abort(self, request_id: int) -> None:
         """Drop a request and its rows; no further events come. An unknown or finished id is no error."""
-        self.unseen.drop(request_id)
-        self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
+        self.queue.drop(request_id)
         owners = self._rows.owners
         self._remove([row for row, (request, _) in enumerate(owners) if request.request_id == request_id])
 
@@ -228,41 +228,34 @@ class Engine:
     def _make_request(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, *, pixels_M3YX: Tensor | None = None
     ) -> Request:
-        check_prompt(self.model.config, prompt_ids)
         if sampling.stop and self._decode_text is None:
             raise RequestError("stop strings need an engine with decode=", param="stop")
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        request = make_request(prompt_ids, sampling=sampling, config=self.model.config, request_id=self._next_id + 1)
         self._next_id += 1
-        max_length = min(len(prompt_ids) + sampling.max_tokens, self.model.config.max_position_embeddings)
         if pixels_M3YX is not None:
             check_pixels(self.model, prompt_ids, pixels_M3YX=pixels_M3YX)
-        return Request(self._next_id, tuple(prompt_ids), sampling, seed, max_length, pixels_M3YX)
-
-    def _enqueue(self, request: Request) -> None:
-        (self._waiting.append if request.is_seen else self.unseen.add)(request)
+            request.pixels_M3YX = pixels_M3YX
+        return request
 
     def _advance(self) -> Step | None:
-        """One forward pass: the prompts of requests that can enter, or else new tokens for every row; None: no row."""
-        seen = self.unseen.look()
-        if seen is not None:
-            self._waiting.append(seen)
-        admitted = admit(
-            self._waiting,
-            num_running=self.num_running,
-            longest=self._rows.max_length,
-            max_batch_size=self.max_batch_size,
-            max_cached_tokens=self.max_cached_tokens,
-        )
+        """One forward pass: the prompts of requests that can enter, or else the next tokens of every row.
+
+        Returns:
+            None while no row runs: there was only a picture to look at.
+        """
+        self.queue.look()
+        admitted = self.queue.admit(num_running=self.num_running, longest=self._rows.max_length)
         if admitted:
             return self._prefill(admitted)
         if not self.num_running:
             return None
         count, drafts = self._rows.num_live, self._drafts_now()
+        if self._trials is None:
+            return self._decode(drafts=drafts)
         began = self._clock()
         step = self._decode(drafts=drafts)
-        if self._trials is not None:
-            num_tokens = int(step.counts_B.sum())
-            self._trials.record(count, drafted=drafts, num_tokens=num_tokens, seconds=self._clock() - began)
+        num_tokens = int(step.counts_B.sum())
+        self._trials.record(count, drafted=drafts, num_tokens=num_tokens, seconds=self._clock() - began)
         return step
 
     def _drafts_now(self) -> bool:
@@ -350,9 +343,16 @@ class Engine:
         drawn = rows.draw(logits_NV, live=live, num_tokens=num_tokens)
         token_ids_BT = drawn.token_ids_B.view(num_rows, num_tokens)
         logprobs_BT = drawn.logprobs_B.view(num_rows, num_tokens)
-        codes_BT = torch.where(rows.is_full(live, num_tokens=num_tokens), LENGTH, RUNNING)
+        # A row is full when the token just drawn would need a column beyond its last.
+        room_B1 = (rows.max_lengths_B[live] - rows.lengths_B[live]).unsqueeze(1)
+        is_full_BT = room_B1 <= torch.arange(1, num_tokens + 1, device=self.model.device)
+        codes_BT = torch.where(is_full_BT, LENGTH, RUNNING)
         codes_BT = torch.where(torch.isin(token_ids_BT, self._stop_ids), STOP, codes_BT)
-        counts_B, num_accepted_B = verify(token_ids_BT, drafts_BK=drafts_BK, codes_BT=codes_BT)
+        if drafts_BK is None:
+            verified = Verified(torch.ones_like(codes_BT[:, 0]), torch.zeros_like(codes_BT[:, 0]))
+        else:
+            verified = verify(token_ids_BT, drafts_BK=drafts_BK, codes_BT=codes_BT)
+        counts_B, num_accepted_B = verified
         rows.record(token_ids_BT, logprobs_BT, counts_B=counts_B, live=live)
         codes_B = at_last(codes_BT, counts_B)
         if rows.has_stop_strings and self._decode_text is not None:
@@ -393,8 +393,7 @@ class Engine:
             return []
         self._weight_version = self.model.weight_version
         self._linear.clear()
-        self.unseen.start_over(request for request in self._waiting if request.pixels_M3YX is not None)
-        self._waiting = deque(request for request in self._waiting if request.pixels_M3YX is None)
+        self.queue.start_over()
         owners = list(self._rows.owners)
         self._remove(list(range(len(owners))))
         return [EngineEvent(r.request_id, i, None, 0.0, FinishReason.ABORT) for r, i in owners]

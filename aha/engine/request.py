@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,9 +11,6 @@ from torch import Tensor
 from aha.errors import RequestError
 from aha.models import ModelConfig
 from aha.types import SamplingParams
-
-MAX_PREFILL_TOKENS = 8192
-"""Prompt tokens of one pass; a longer prompt passes alone. Bounds the memory of its activations."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,11 +41,13 @@ class Request:
         return self.sampling.num_samples - self.num_started
 
 
-def check_prompt(config: ModelConfig, prompt_ids: Sequence[int]) -> None:
-    """Whether a model can take a prompt.
+def make_request(
+    prompt_ids: Sequence[int], *, sampling: SamplingParams, config: ModelConfig, request_id: int
+) -> Request:
+    """A request that the model can take.
 
     Raises:
-        RequestError: it is empty, leaves no room for an answer, or holds ids that the model does not know.
+        RequestError: the prompt is empty, does not fit the model's window, or holds tokens that the model has not.
     """
     window = config.max_position_embeddings
     if not prompt_ids:
@@ -66,39 +65,6 @@ def check_prompt(config: ModelConfig, prompt_ids: Sequence[int]) -> None:
             f"{config.vocab_size - 1}; use the tokenizer of the model's own folder",
             param="messages",
         )
-
-
-def admit(
-    waiting: deque[Request], *, num_running: int, longest: int, max_batch_size: int, max_cached_tokens: int
-) -> list[tuple[Request, int]]:
-    """Take requests from the queue, in order, each with how many of its samples enter now.
-
-    Args:
-        num_running: rows that are taken.
-        longest: most tokens that any of them can come to hold.
-    """
-    admitted: list[tuple[Request, int]] = []
-    num_rows, num_tokens = num_running, 0
-    while waiting:
-        request = waiting[0]
-        # A group enters whole, so that its prompt is computed once; one larger than the batch enters in pieces.
-        count = min(request.num_waiting, max_batch_size)
-        longest = max(longest, request.max_length)
-        fits = num_rows + count <= max_batch_size and (num_rows + count) * longest <= max_cached_tokens
-        num_tokens += len(request.prompt_ids)
-        is_first = not admitted
-        if (not fits and num_rows > 0) or (num_tokens > MAX_PREFILL_TOKENS and not is_first):
-            break
-        # Pictures pass alone: an image token that stands in a text by chance is not one of theirs.
-        sees = any(one.pixels_M3YX is not None for one in (request, *(before for before, _ in admitted)))
-        if sees and not is_first:
-            break
-        if not fits:
-            count = max(1, min(count, max_cached_tokens // longest))
-        num_rows += count
-        admitted.append((request, count))
-        if count == request.num_waiting:
-            waiting.popleft()
-        else:
-            break
-    return admitted
+    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+    max_length = min(len(prompt_ids) + sampling.max_tokens, window)
+    return Request(request_id, tuple(prompt_ids), sampling, seed, max_length)

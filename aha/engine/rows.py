@@ -106,11 +106,6 @@ class Rows:
             places_N = (places_N.unsqueeze(1) + torch.arange(num_tokens, device=self._device)).view(-1)
         return draw(logits_NV, uniforms_B=uniforms(keys_N, positions_B=places_N), sampling=sampling)
 
-    def is_full(self, live: slice, *, num_tokens: int) -> Tensor:
-        """Whether each of the next T tokens (B, T) is a row's last: one more would need a column beyond its last."""
-        room_B1 = (self.max_lengths_B[live] - self.lengths_B[live]).unsqueeze(1)
-        return room_B1 <= torch.arange(1, num_tokens + 1, device=self._device)
-
     def record(self, token_ids_BT: Tensor, logprobs_BT: Tensor, *, counts_B: Tensor, live: slice) -> None:
         """Append the first drawn tokens, so many as counted, to each of the rows."""
         rows_B1 = torch.arange(live.start, live.stop, device=self._device).unsqueeze(1)

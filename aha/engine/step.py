@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from aha.engine.request import Request
@@ -92,18 +91,13 @@ class Verified(NamedTuple):
     """Of these, drafts that were right."""
 
 
-def verify(token_ids_BT: Tensor, *, drafts_BK: Tensor | None, codes_BT: Tensor) -> Verified:
+def verify(token_ids_BT: Tensor, *, drafts_BK: Tensor, codes_BT: Tensor) -> Verified:
     """Each row writes its T = K + 1 draws up to the first behind a wrong draft, or to the first that ends it.
 
     Source: Leviathan et al. (arXiv:2211.17192) §2.1 for drafts that are checked together in one pass. Where they accept
     at random, a draft must equal the draw here: a draw is made with the number that belongs to its place, and so is
     what it would have been without drafts.
-
-    Args:
-        drafts_BK: None stands for K = 0.
     """
-    if drafts_BK is None:
-        return Verified(torch.ones_like(codes_BT[:, 0]), torch.zeros_like(codes_BT[:, 0]))
     is_right_BK = (drafts_BK == token_ids_BT[:, :-1]).long().cumprod(dim=1)
     goes_on_BK = (is_right_BK * (codes_BT[:, :-1] == RUNNING)).cumprod(dim=1)
     counts_B = 1 + goes_on_BK.sum(dim=1)

@@ -249,7 +249,7 @@ class EngineThread:
         by_request: dict[int, list[EngineEvent]] = {}
         for event in events:
             by_request.setdefault(event.request_id, []).append(event)
-        look = self.engine.unseen.last_look
+        look = self.engine.queue.unseen.last_look
         if look is not None:
             self._running[look.request_id].engine_ns += look.elapsed_ns
             elapsed_ns -= look.elapsed_ns

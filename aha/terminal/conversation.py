@@ -168,7 +168,6 @@ def converse(
 
     Args:
         pictures: stand before the first question.
-        stats: see `ask`.
     """
     is_terminal = sys.stdin.isatty()
     if is_terminal:

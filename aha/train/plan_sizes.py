@@ -153,5 +153,5 @@ def widest_forward(config: ModelConfig) -> float:
         per_expert = 2 * config.hidden_size + 4 * experts.intermediate_size
         sparse = experts.num_experts_per_token * per_expert
         dense_layers = [index for index in range(config.num_layers) if not config.is_sparse(index)]
-        feed_forward = max(sparse, feed_forward if dense_layers else 0)  # type: ignore[assignment]
+        feed_forward = max(sparse, feed_forward if dense_layers else 0)
     return 3 * config.hidden_size + max(attention, feed_forward)

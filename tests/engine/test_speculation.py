@@ -267,12 +267,11 @@ def test_sampled_distribution_is_the_models(
     assert chi_square_excess(engine, sampling=sampling, expected=expected, num_tokens=3) < 4
     assert 0.1 < engine.num_accepted_tokens / engine.num_drafted_tokens < 0.95
 
-    def believe_drafts(token_ids_BT: Tensor, *, drafts_BK: Tensor | None, codes_BT: Tensor) -> Verified:
-        if drafts_BK is not None:
-            token_ids_BT[:, :-1] = drafts_BK
+    def believe_drafts(token_ids_BT: Tensor, *, drafts_BK: Tensor, codes_BT: Tensor) -> Verified:
+        token_ids_BT[:, :-1] = drafts_BK
         return verify(token_ids_BT, drafts_BK=drafts_BK, codes_BT=codes_BT)
 
-    def go_one_too_far(token_ids_BT: Tensor, *, drafts_BK: Tensor | None, codes_BT: Tensor) -> Verified:
+    def go_one_too_far(token_ids_BT: Tensor, *, drafts_BK: Tensor, codes_BT: Tensor) -> Verified:
         counts_B, num_accepted_B = verify(token_ids_BT, drafts_BK=drafts_BK, codes_BT=codes_BT)
         return Verified((counts_B + 1).clamp(max=token_ids_BT.shape[1]), num_accepted_B)
 
