@@ -8,6 +8,7 @@ Three promises:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from tokenizers import Encoding, Tokenizer
 
 from aha.errors import AhaError, DataError, ModelError, RequestError
+from aha.models.tiktoken_file import TIKTOKEN_FILE, read_tiktoken, save_converted
 from aha.outline import Frame, Segment, align, find_frame, replace_contents
 from aha.streaming import (
     CLOSE_MARK,
@@ -31,7 +33,7 @@ from aha.streaming import (
     TokenBytes,
     show_tags,
 )
-from aha.template import ChatTemplate
+from aha.template import ChatTemplate, Thinking
 from aha.types import Completion, Message, Observation, Picture
 
 __all__ = ["ChatFormat", "Delta", "StreamSplitter"]
@@ -78,11 +80,7 @@ class ChatFormat:
             ModelError: no tokenizer.json, or one that cannot be read.
         """
         folder = Path(folder)
-        if not (folder / "tokenizer.json").is_file():
-            raise ModelError(
-                f"{folder} has no tokenizer.json, which turns text into tokens; copy it from the base model"
-            )
-        spec = _read_json(folder / "tokenizer.json")
+        spec = _read_spec(folder)
         config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
         more = config.get("extra_special_tokens")
         config |= more if isinstance(more, dict) else {}  # where InternVL's tokenizers name their picture tokens
@@ -93,6 +91,17 @@ class ChatFormat:
             raise
         except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for a file it cannot use
             raise ModelError(f"{folder / 'tokenizer.json'} is not a tokenizer that can be used: {error}") from None
+
+    def with_thinking(self, thinking: Thinking) -> ChatFormat:
+        """The same format for a model that can do both: thinking before it answers, or answering at once.
+
+        Raises:
+            ModelError: the chat template has no switch for it.
+        """
+        copied = copy.copy(self)
+        copied._template = self._template.with_thinking(thinking)
+        copied._frames = {}
+        return copied
 
     def render_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as the template writes it, for people to read; prompts are made with `render`.
@@ -225,6 +234,8 @@ class ChatFormat:
                 source, target = self.folder / name, folder / name
                 if source.exists() and source.resolve() != target.resolve():
                     shutil.copyfile(source, target)
+            if not (self.folder / "tokenizer.json").is_file():
+                save_converted(self.folder, folder=folder)
         except OSError as error:
             raise DataError(f"cannot copy the tokenizer from {self.folder} to {folder}: {error}") from None
 
@@ -362,6 +373,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _token_text(value: Any) -> str:
     return str(value["content"]) if isinstance(value, dict) else str(value)
+
+
+def _read_spec(folder: Path) -> dict[str, Any]:
+    """tokenizer.json, or what a tiktoken file comes to."""
+    if (folder / "tokenizer.json").is_file():
+        return _read_json(folder / "tokenizer.json")
+    if (folder / TIKTOKEN_FILE).is_file():
+        return read_tiktoken(folder)
+    raise ModelError(f"{folder} has no tokenizer.json, which turns text into tokens; copy it from the base model")
 
 
 def _read_template(folder: Path, config: dict[str, Any]) -> str:

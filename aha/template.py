@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
+from jinja2.nodes import Name, Node
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -24,6 +25,11 @@ MAX_CONTENT_CHARS = 16 * 1024 * 1024
 # What a template may add to the contents: instructions and dates, not a flood.
 MAX_ADDED_CHARS = 1024 * 1024
 _MAX_REPEATED_CHARS = 10_000
+
+Thinking = Literal["default", "on", "off"]
+"""Whether a model that can answer with or without thinking should think; "default" is as its template has it."""
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""What templates call the switch: Qwen3 and its kin, DeepSeek-V3.1."""
 
 
 class ChatTemplate:
@@ -39,6 +45,30 @@ class ChatTemplate:
         self._source = source
         self._origin = origin
         self._named_tokens = dict(named_tokens)
+        self._switches: dict[str, bool] = {}
+
+    def with_thinking(self, thinking: Thinking) -> ChatTemplate:
+        """The same template with its switch for thinking thrown: Qwen3's `enable_thinking`, DeepSeek-V3.1's `thinking`.
+
+        Raises:
+            ModelError: the template has no such switch, so that nothing would change.
+        """
+        copied = copy.copy(self)
+        copied._switches = {}
+        if thinking != "default":
+            found = self._compiled_switches
+            if not found:
+                named = " or ".join(THINKING_SWITCHES)
+                raise ModelError(f"{self._origin}: the chat template has no switch for thinking ({named})")
+            copied._switches = dict.fromkeys(found, thinking == "on")
+        return copied
+
+    @cached_property
+    def _compiled_switches(self) -> tuple[str, ...]:
+        """Names of switches for thinking that the template reads."""
+        self._compiled  # noqa: B018 - refuses what cannot be compiled
+        names = {node.name for node in _environment().parse(self._source).find_all(Name)}
+        return tuple(switch for switch in THINKING_SWITCHES if switch in names)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The conversation as the template writes it.
@@ -55,7 +85,7 @@ class ChatTemplate:
             raise RequestError(f"messages must hold {said}", param="messages")
         turns = [_turn(message) for message in messages]
         names = {"messages": turns, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
-        return self._generate({**self._named_tokens, **names}, limit=2 * num_chars + MAX_ADDED_CHARS)
+        return self._generate({**self._named_tokens, **self._switches, **names}, limit=2 * num_chars + MAX_ADDED_CHARS)
 
     def _generate(self, names: dict[str, Any], *, limit: int) -> str:
         pieces: list[str] = []

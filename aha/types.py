@@ -266,3 +266,7 @@ class Usage:
     """Prompt tokens that were served from a cache; part of `prompt_tokens`."""
     reasoning_tokens: int = 0
     """Part of `completion_tokens`."""
+    accepted_prediction_tokens: int = 0
+    """Part of `completion_tokens`: those that the model's own drafts had right."""
+    rejected_prediction_tokens: int = 0
+    """Drafts that were wrong; part of nothing, and charged to nobody."""

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cost": {"config", "types", "errors"},
     "client": {"cost", "types", "errors"},
     "models": {"errors"},
+    "catalogue": {"hub", "models", "cost", "types", "errors"},
     "streaming": {"types", "errors"},
     "template": {"sandbox", "types", "errors"},
     "tasks": {"sandbox", "client", "cost", "types", "errors"},
@@ -40,8 +41,8 @@ MAY_IMPORT["train"] = set(MAY_IMPORT) - {"serve", "apps"}
 MAY_IMPORT["terminal"] = MAY_IMPORT["train"] | {"train"}
 """Room → the rooms it may import, wherever the import stands. `cli` and the package itself may import everything."""
 
-WITHOUT_TORCH = {"types", "errors", "config", "sandbox", "client", "cost", "tasks", "evaluate", "report", "apps", "cli",
-                 "images"}  # fmt: skip
+WITHOUT_TORCH = {"types", "errors", "config", "catalogue", "sandbox", "client", "cost", "tasks", "evaluate", "report",
+                 "apps", "cli", "images"}  # fmt: skip
 """Rooms that no code path leads from to `import torch` of their own."""
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}

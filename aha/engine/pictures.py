@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from aha.engine.rows import Request
+from aha.engine.request import Request
 from aha.errors import RequestError
 from aha.models import InternVL, Transformer
 

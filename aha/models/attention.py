@@ -51,28 +51,38 @@ class PackedAttention:
         scale: float,
         latent_NR: Tensor | None = None,
     ) -> Tensor:
-        missing = k_NKC.shape[-1] - v_NKC.shape[-1]
-        if not missing:
-            return self._attend(q_NHC, k_NKC, v_NKC, scale)
-        # MLA's values are narrower than its keys; fused kernels and the one gather below want them equal.
-        return self._attend(q_NHC, k_NKC, F.pad(v_NKC, (0, missing)), scale)[..., :-missing]
-
-    def _attend(self, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, scale: float) -> Tensor:
         if self._is_one_block:
             shape = (len(self._lengths), self._lengths[0])
-            return _causal(*(x.unflatten(0, shape) for x in (q_NHC, k_NKC, v_NKC)), scale=scale).flatten(0, 1)
-        num_q, num_kv = q_NHC.shape[1], k_NKC.shape[1]
-        qkv = torch.cat((q_NHC, k_NKC, v_NKC), dim=1)
+            # Without a backward pass the fused kernel is the faster one, also where it must pad MLA's values.
+            is_trained = q_NHC.requires_grad and latent_NR is not None
+            is_plain = is_trained and _is_plain(q_NHC, num_weights=shape[0] * shape[1] ** 2)
+            attend = _causal_by_products if is_plain else _causal
+            return attend(*(x.unflatten(0, shape) for x in (q_NHC, k_NKC, v_NKC)), scale=scale).flatten(0, 1)
         parts = []
         for gather_BT in self._gathers:
-            # index_select, not indexing: its backward adds in a fixed order, and resumed runs must be bit-identical.
-            block = qkv.index_select(0, gather_BT.flatten().to(qkv.device)).unflatten(0, gather_BT.shape)
-            # Long prompts that many documents share would have many more weights than the rows that are paid for.
-            num_weights = gather_BT.numel() * gather_BT.shape[1]
-            is_plain = qkv.device.type == "cpu" and num_weights <= MAX_PLAIN_LENGTH * len(qkv)
+            is_plain = _is_plain(q_NHC, num_weights=gather_BT.numel() * gather_BT.shape[1])
             attend = _causal_by_products if is_plain else _causal
-            parts.append(attend(*block.split((num_q, num_kv, num_kv), dim=2), scale=scale).flatten(0, 1))
+            parts.append(attend(*_gathered(gather_BT, q_NHC, k_NKC, v_NKC), scale=scale).flatten(0, 1))
         return torch.cat(parts).index_select(0, self._restore_N.to(q_NHC.device))
+
+
+def _is_plain(q_NHC: Tensor, *, num_weights: int) -> bool:
+    """Whether all attention weights are kept: on a CPU, while there are not many more than rows that are paid for.
+
+    Long prompts that many documents share would have many more.
+    """
+    return q_NHC.device.type == "cpu" and num_weights <= MAX_PLAIN_LENGTH * len(q_NHC)
+
+
+def _gathered(gather_BT: Tensor, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> list[Tensor]:
+    """The rows of one bucket's queries, keys and values: (B, T, heads, width) each."""
+    # index_select, not indexing: its backward adds in a fixed order, and resumed runs must be bit-identical.
+    rows = gather_BT.flatten().to(q_NHC.device)
+    if k_NKC.shape[-1] != v_NKC.shape[-1]:
+        # MLA's values are narrower than its keys.
+        return [x.index_select(0, rows).unflatten(0, gather_BT.shape) for x in (q_NHC, k_NKC, v_NKC)]
+    block = torch.cat((q_NHC, k_NKC, v_NKC), dim=1).index_select(0, rows).unflatten(0, gather_BT.shape)
+    return list(block.split((q_NHC.shape[1], k_NKC.shape[1], v_NKC.shape[1]), dim=2))
 
 
 def _plan_buckets(documents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -102,12 +112,15 @@ def _plan_buckets(documents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
 
 def _causal(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, *, scale: float) -> Tensor:
     """Causal softmax attention of equally long sequences: (B, T, H, C)."""
+    width = v_BTKC.shape[-1]
+    if width != k_BTKC.shape[-1]:  # MLA: fused kernels want values as wide as keys
+        v_BTKC = F.pad(v_BTKC, (0, k_BTKC.shape[-1] - width))
     q_BHTC, k_BKTC, v_BKTC = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
     is_grouped = q_BHTC.shape[1] != k_BKTC.shape[1]
     attended_BHTC = F.scaled_dot_product_attention(
         q_BHTC, k_BKTC, v_BKTC, is_causal=True, enable_gqa=is_grouped, scale=scale
     )
-    return attended_BHTC.transpose(1, 2)
+    return attended_BHTC.transpose(1, 2)[..., :width]
 
 
 def _causal_by_products(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, *, scale: float) -> Tensor:
@@ -123,8 +136,8 @@ def _causal_by_products(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, *, scale
         q_BTHC.unflatten(2, (num_kv, group)).permute(0, 2, 3, 1, 4).reshape(batch * num_kv, group * length, head_dim)
     )
     k_NCT = k_BTKC.permute(0, 2, 3, 1).reshape(batch * num_kv, head_dim, length)
-    v_NTC = v_BTKC.transpose(1, 2).reshape(batch * num_kv, length, head_dim)
+    v_NTC = v_BTKC.transpose(1, 2).reshape(batch * num_kv, length, v_BTKC.shape[-1])
     bias_TT = q_BTHC.new_full((length, length), -math.inf).triu_(1)
     scores_NRT = torch.baddbmm(bias_TT.repeat(group, 1), q_NRC, k_NCT, alpha=scale)
     attended_NRC = torch.bmm(scores_NRT.softmax(dim=-1), v_NTC)
-    return attended_NRC.view(batch, num_kv, group, length, head_dim).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return attended_NRC.view(batch, num_kv, group, length, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)

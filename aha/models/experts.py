@@ -7,7 +7,7 @@ Source: DeepSeekMoE with auxiliary-loss-free balancing, DeepSeek-V3 report (arXi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from aha.models.config import ExpertsShape, ModelConfig
 from aha.models.feed_forward import FeedForward
-from aha.models.projection import Pass, StoredPart
-
-MAX_PADDED_ROWS = 2
-"""Experts are padded to the largest one's rows while all have at most so many times the rows that there are."""
+from aha.models.projection import HasGrouped, Pass, StoredPart
 
 
 class Routing(NamedTuple):
@@ -109,20 +106,23 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x_ND: Tensor, run: Pass) -> tuple[Tensor, Routing]:
         routing = self.gate(x_ND)
-        num_tokens, num_chosen = routing.experts_Nk.shape
-        # M = N*k rows, one for each token and expert of its choice, those of an expert together.
-        order_M = routing.experts_Nk.flatten().argsort(stable=True)
-        counts_E = routing.expert_load()
-        gate_MF, up_MF = grouped_linear(x_ND.index_select(0, order_M // num_chosen), self.gate_up_proj, counts_E).chunk(
-            2, dim=-1
-        )
-        result_MD = grouped_linear(F.silu(gate_MF) * up_MF, self.down_proj, counts_E)
-        # Back to token order by a gather: its backward adds in a fixed order, which index_add does not promise.
-        result_NkD = result_MD.index_select(0, order_M.argsort()).view(num_tokens, num_chosen, -1)
-        y_ND = torch.bmm(routing.weights_Nk.to(x_ND.dtype).unsqueeze(1), result_NkD).squeeze(1)
+        order = ExpertOrder.of(routing.experts_Nk, num_experts=len(self.gate_up_proj))
+        if isinstance(run.linear, HasGrouped):
+            y_ND = self._by_products_of(run.linear, x_ND, routing, order)
+        else:
+            weights = (self.gate_up_proj, self.down_proj)
+            y_ND = cast(Tensor, _ChosenExperts.apply(x_ND, routing.weights_Nk, *weights, order))  # type: ignore[no-untyped-call]
         if self.shared_experts is not None:
             y_ND = y_ND + self.shared_experts(x_ND, run)
         return y_ND, routing
+
+    def _by_products_of(self, linear: HasGrouped, x_ND: Tensor, routing: Routing, order: ExpertOrder) -> Tensor:
+        """The chosen experts' weighted sum, by products that are not the plain ones."""
+        counts_E = routing.expert_load()
+        gate_MF, up_MF = linear.grouped(x_ND.index_select(0, order.tokens_M), self.gate_up_proj, counts_E).chunk(2, -1)
+        inner_MF = F.silu(gate_MF) * up_MF * _weights_of_rows(routing.weights_Nk, order, dtype=x_ND.dtype)
+        rows_MD = linear.grouped(inner_MF, self.down_proj, counts_E)
+        return rows_MD.index_select(0, order.rows_Nk.flatten()).view(*order.rows_Nk.shape, -1).sum(dim=1)
 
     def stored_parts(self) -> Iterator[StoredPart]:
         pairs = zip(self.gate_up_proj, self.down_proj, strict=True)
@@ -132,26 +132,113 @@ class MixtureOfExperts(nn.Module):
                 yield StoredPart(f"mlp.experts.{index}.{name}.weight", view)
 
 
-def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """Rows of x, sorted by expert, each times its expert's matrix: (M, F).
+class ExpertOrder(NamedTuple):
+    """M = N*k rows, one for each token and expert of its choice, those of an expert together."""
 
-    One batched product where the experts' shares are even enough to pad them to the largest; else torch's grouped
-    product, which takes rows of multiples of 16 bytes alone.
+    tokens_M: Tensor
+    """int64, which token a row is of."""
+    choices_M: Tensor
+    """int64, which of the flattened (N, k) choices a row is."""
+    rows_Nk: Tensor
+    """int64, the row of each choice."""
+    ends_E: Tensor
+    """int32, the row behind each expert's last."""
+
+    @classmethod
+    def of(cls, experts_Nk: Tensor, *, num_experts: int) -> ExpertOrder:
+        """The rows of a choice: by expert, and by token within an expert."""
+        chosen_M = experts_Nk.flatten()
+        choices_M = chosen_M.argsort(stable=True)
+        rows_M = torch.empty_like(choices_M)
+        rows_M[choices_M] = torch.arange(len(choices_M), device=choices_M.device)
+        ends_E = torch.bincount(chosen_M, minlength=num_experts).cumsum(0, dtype=torch.int32)
+        return cls(choices_M // experts_Nk.shape[1], choices_M, rows_M.view(experts_Nk.shape), ends_E)
+
+
+class _ChosenExperts(torch.autograd.Function):
+    """Equation 12's sum over the chosen experts, y = sum_e W_down (w_e silu(W_gate x) * W_up x), as grouped products.
+
+    Written out because autograd keeps six matrices of M rows for it and adds its gradients up row by row: this keeps
+    one, and every sum over a token's experts, forward and backward, is one gather that adds in a fixed order.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_ND: Tensor, weights_Nk: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, order: ExpertOrder
+    ) -> Tensor:
+        gate_up_MF = grouped_product(x_ND.index_select(0, order.tokens_M), gate_up_EFD.transpose(1, 2), order.ends_E)
+        gate_MF, up_MF = _halves(gate_up_MF)
+        # A weighted input is a weighted result, and an expert's inner width is the smaller.
+        inner_MF = F.silu(gate_MF).mul_(up_MF).mul_(_weights_of_rows(weights_Nk, order, dtype=x_ND.dtype))
+        ctx.save_for_backward(x_ND, weights_Nk, gate_up_EFD, down_EDF, gate_up_MF)
+        ctx.order = order
+        return _sum_of_choices(grouped_product(inner_MF, down_EDF.transpose(1, 2), order.ends_E), order)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, weights_Nk, gate_up_EFD, down_EDF, gate_up_MF = ctx.saved_tensors
+        order: ExpertOrder = ctx.order
+        gate_MF, up_MF = _halves(gate_up_MF)
+        weights_M1 = _weights_of_rows(weights_Nk, order, dtype=x_ND.dtype)
+        grad_y_MD = grad_outputs[0].index_select(0, order.tokens_M)
+        grad_inner_MF = grouped_product(grad_y_MD, down_EDF, order.ends_E)
+        silu_MF = F.silu(gate_MF)
+        inner_MF = silu_MF * up_MF
+        grad_weights_M = (grad_inner_MF * inner_MF).sum(dim=-1, dtype=torch.float32)
+        grad_down = (
+            grouped_outer(grad_y_MD, inner_MF.mul_(weights_M1), order.ends_E) if ctx.needs_input_grad[3] else None
+        )
+        grad_inner_MF.mul_(weights_M1)
+        grad_up_MF = silu_MF.mul_(grad_inner_MF)
+        grad_gate_MF = torch.ops.aten.silu_backward(grad_inner_MF.mul_(up_MF), gate_MF)
+        grad_gate_up_MF = torch.cat((grad_gate_MF, grad_up_MF), dim=-1)
+        grad_gate_up = None
+        if ctx.needs_input_grad[2]:
+            grad_gate_up = grouped_outer(grad_gate_up_MF, x_ND.index_select(0, order.tokens_M), order.ends_E)
+        grad_x_ND = _sum_of_choices(grouped_product(grad_gate_up_MF, gate_up_EFD, order.ends_E), order)
+        grad_weights_Nk = grad_weights_M.take(order.rows_Nk).to(weights_Nk.dtype)
+        return grad_x_ND, grad_weights_Nk, grad_gate_up, grad_down, None
+
+
+def _halves(gate_up_MF: Tensor) -> tuple[Tensor, Tensor]:
+    """Gate and up; the gate copied, since silu over a strided bfloat16 matrix takes three times as long."""
+    gate_MF, up_MF = gate_up_MF.chunk(2, dim=-1)
+    return gate_MF.contiguous(), up_MF
+
+
+def _weights_of_rows(weights_Nk: Tensor, order: ExpertOrder, *, dtype: torch.dtype) -> Tensor:
+    return weights_Nk.take(order.choices_M).to(dtype).unsqueeze(1)
+
+
+def _sum_of_choices(rows_MD: Tensor, order: ExpertOrder) -> Tensor:
+    """Each token's k rows added up: gathered and added in one pass, in float32 and in the order of its choices."""
+    return F.embedding_bag(order.rows_Nk, rows_MD, mode="sum")
+
+
+def grouped_product(x_MI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows of x, sorted by expert, each times its expert's matrix: (M, O). An expert without rows is not read.
 
     Args:
-        counts_E: int64, rows of each expert.
+        ends_E: int32, the row behind each expert's last.
     """
-    num_rows, largest = len(x_MD), int(counts_E.max())
-    num_experts, width_out, width_in = weight_EFD.shape
-    is_aligned = width_in * x_MD.element_size() % 16 == width_out * x_MD.element_size() % 16 == 0
-    if is_aligned and num_experts * largest > MAX_PADDED_ROWS * num_rows:
-        offsets_E = counts_E.cumsum(0).to(torch.int32)
-        product: Tensor = F.grouped_mm(x_MD, weight_EFD.transpose(1, 2), offs=offsets_E)
-        return product
-    # The cell of each row in (E, largest): its expert's block, and its place among the expert's rows.
-    starts_E = counts_E.cumsum(0) - counts_E
-    expert_M = torch.arange(num_experts, device=x_MD.device).repeat_interleave(counts_E)
-    cells_M = torch.arange(num_rows, device=x_MD.device) + (expert_M * largest - starts_E[expert_M])
-    padded = x_MD.new_zeros(num_experts * largest, width_in).index_copy(0, cells_M, x_MD)
-    product_ELF = torch.bmm(padded.view(num_experts, largest, width_in), weight_EFD.transpose(1, 2))
-    return product_ELF.flatten(0, 1).index_select(0, cells_M)
+    num_in, num_out = weight_EIO.shape[1:]
+    pad_in, pad_out = _missing(x_MI, num_in), _missing(x_MI, num_out)
+    if pad_in or pad_out:
+        x_MI, weight_EIO = F.pad(x_MI, (0, pad_in)), F.pad(weight_EIO, (0, pad_out, 0, pad_in))
+    product: Tensor = F.grouped_mm(x_MI, weight_EIO, offs=ends_E)
+    return product[:, :num_out] if pad_out else product
+
+
+def grouped_outer(left_MO: Tensor, right_MI: Tensor, ends_E: Tensor) -> Tensor:
+    """Sums of outer products over each expert's rows: (E, O, I), zeros for an expert without rows."""
+    num_out, num_in = left_MO.shape[1], right_MI.shape[1]
+    pad_out, pad_in = _missing(left_MO, num_out), _missing(right_MI, num_in)
+    if pad_in or pad_out:
+        left_MO, right_MI = F.pad(left_MO, (0, pad_out)), F.pad(right_MI, (0, pad_in))
+    product: Tensor = F.grouped_mm(left_MO.t(), right_MI, offs=ends_E)
+    return product[:, :num_out, :num_in] if pad_in or pad_out else product
+
+
+def _missing(x: Tensor, width: int) -> int:
+    """Channels up to the next multiple of 16 bytes, which is all that torch's grouped product takes."""
+    return -width % (16 // x.element_size())

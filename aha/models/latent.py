@@ -50,6 +50,9 @@ class LatentAttention(nn.Module):
     def forward(self, layer: int, x_ND: Tensor, run: Pass) -> Tensor:
         q_nope_NHC, q_rope_NHC = self._queries(x_ND, run)
         latent_NR, k_rope_N1C = self._latents(x_ND, run)
+        # Queries and the shared key are turned together: half the operations, which bound a step of few rows.
+        rope_NHC = self._rotate(torch.cat((q_rope_NHC, k_rope_N1C), dim=1), run)
+        q_rope_NHC, k_rope_N1C = rope_NHC.split((self._config.num_heads, 1), dim=1)
         # What is cached: the latent after its norm, the shared key after its rotation.
         cached_NR = torch.cat((latent_NR, k_rope_N1C.squeeze(1)), dim=-1)
         attend = self._absorbed if run.attention.form == "latent" else self._expanded
@@ -57,7 +60,7 @@ class LatentAttention(nn.Module):
         return self.o_proj.project(attended_NHC.reshape(len(x_ND), -1), run)
 
     def _queries(self, x_ND: Tensor, run: Pass) -> tuple[Tensor, Tensor]:
-        """Equations 6 to 9: q = W^UQ norm(W^DQ h), its last channels rotated; (N, H, d_h) and (N, H, d_h^R)."""
+        """Equations 6 to 8: q = W^UQ norm(W^DQ h), the last channels to be rotated; (N, H, d_h) and (N, H, d_h^R)."""
         mla = self._mla
         if mla.q_lora_rank is None:
             q = self.q_proj.project(x_ND, run)
@@ -66,16 +69,17 @@ class LatentAttention(nn.Module):
             q = self.q_b_proj.project(q_latent, run)
         q_NHC = q.view(len(x_ND), self._config.num_heads, self._config.head_dim)
         q_nope_NHC, q_rope_NHC = q_NHC.split((mla.qk_nope_head_dim, mla.qk_rope_head_dim), dim=-1)
-        return q_nope_NHC, self._rotate(q_rope_NHC, run)
+        return q_nope_NHC, q_rope_NHC
 
     def _latents(self, x_ND: Tensor, run: Pass) -> tuple[Tensor, Tensor]:
-        """Equations 1 and 3: c = norm(W^DKV h) (N, R), and the one rotated key of all heads (N, 1, d_h^R)."""
+        """Equations 1 and 3: c = norm(W^DKV h) (N, R), and the one key of all heads, to be rotated (N, 1, d_h^R)."""
         mla = self._mla
         latent_NR, k_rope_NC = self.kv_a_proj.project(x_ND, run).split((mla.kv_lora_rank, mla.qk_rope_head_dim), dim=-1)
         latent_NR = F.rms_norm(latent_NR, (mla.kv_lora_rank,), self.kv_a_norm, LATENT_EPS)
-        return latent_NR, self._rotate(k_rope_NC.unsqueeze(1), run)
+        return latent_NR, k_rope_NC.unsqueeze(1)
 
     def _rotate(self, x_NHC: Tensor, run: Pass) -> Tensor:
+        """Equations 3 and 9's RoPE."""
         return rotate(split_pairs(x_NHC) if self._config.rope_interleaved else x_NHC, *run.rope)
 
     def _expanded(self, layer: int, q_nope_NHC: Tensor, q_rope_NHC: Tensor, cached_NR: Tensor, run: Pass) -> Tensor:

@@ -147,6 +147,8 @@ class Answer:
             prompt_tokens=len(self._job.prompt_ids),
             completion_tokens=self._job.num_drawn_tokens,
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
+            accepted_prediction_tokens=self._job.num_accepted_drafts,
+            rejected_prediction_tokens=self._job.num_rejected_drafts,
         )
 
     async def _usage_body(self) -> dict[str, Any]:

@@ -54,6 +54,9 @@ class Job:
         """Nanoseconds of the engine's time that this request has used: its share of every step it took part in."""
         self.num_drawn_tokens = 0
         """Tokens drawn for all its completions, whether anybody read them or not."""
+        self.num_accepted_drafts = 0
+        """Of these, tokens that had been drafted."""
+        self.num_rejected_drafts = 0
         self.is_cancelled = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the engine has let go of the request and `engine_ns` is final."""
@@ -246,7 +249,7 @@ class EngineThread:
         by_request: dict[int, list[EngineEvent]] = {}
         for event in events:
             by_request.setdefault(event.request_id, []).append(event)
-        look = self.engine.unseen.last_look
+        look = self.engine.queue.unseen.last_look
         if look is not None:
             self._running[look.request_id].engine_ns += look.elapsed_ns
             elapsed_ns -= look.elapsed_ns
@@ -256,7 +259,9 @@ class EngineThread:
     def _charge(self, by_request: dict[int, list[EngineEvent]], *, elapsed_ns: int) -> None:
         """Divide the step's time among those it worked for: by prompt tokens in a prefill, else by rows."""
         shares = {
-            request_id: len(self._running[request_id].prompt_ids) if self._has_just_prefilled else len(events)
+            request_id: len(self._running[request_id].prompt_ids)
+            if self._has_just_prefilled
+            else len({event.sample_index for event in events})  # a row whose drafts were right has several events
             for request_id, events in by_request.items()
         }
         for request_id, share in shares.items():
@@ -287,6 +292,8 @@ class EngineThread:
         """In the event loop: hand tokens to those who wait for them."""
         for job, events, error, has_ended in news:
             job.num_drawn_tokens += sum(1 for event in events if event.token_id is not None)
+            job.num_accepted_drafts += sum(event.was_drafted for event in events)
+            job.num_rejected_drafts += sum(event.num_rejected_drafts for event in events)
             if not job.is_cancelled:
                 job._inbox.put_nowait(error or events)
             if has_ended and not job.ended.done():

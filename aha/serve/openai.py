@@ -262,7 +262,11 @@ def usage_body(usage: Usage, *, cost_nano_usd: int, price_id: str) -> dict[str, 
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "accepted_prediction_tokens": usage.accepted_prediction_tokens,
+            "rejected_prediction_tokens": usage.rejected_prediction_tokens,
+        },
         "cost": {"usd": show_usd(cost_nano_usd), "basis": "self_host_measured", "price_id": price_id},
     }
 

@@ -62,6 +62,11 @@ class GRPOConfig(TrainingConfig):
         if self.loss not in LOSSES:
             raise ConfigError(unknown_name("loss", self.loss, LOSSES))
         read_rewards(self.rewards)
+        if self.products == "fp8" and not self.importance_cap:
+            # The engine samples with the parameters as they are.
+            raise ConfigError(
+                'products = "fp8" makes the trainer another model than the sampler; set importance_cap = 2'
+            )
         rules = (
             ("group_size", self.group_size >= 2, "at least 2: a lone completion has nothing to be compared with"),
             ("prompts_per_step", self.prompts_per_step >= 1, "at least 1"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aha.models import PackedAttention, Routing, Transformer
+from aha.models.fp8_product import training_products
 from aha.train.batches import PackedBatch
 
 CHUNK_ELEMENTS = 1 << 24
@@ -41,8 +42,13 @@ def token_logprobs(
 
 def packed_states(model: Transformer, batch: PackedBatch, *, routings: list[Routing] | None = None) -> Tensor:
     """Hidden states (N, D) of a packed batch, after the final norm."""
-    attention = PackedAttention(batch.lengths, rows=batch.rows)
-    return model.hidden_states(batch.token_ids_N, positions_N=batch.positions_N, attention=attention, routings=routings)
+    return model.hidden_states(
+        batch.token_ids_N,
+        positions_N=batch.positions_N,
+        attention=PackedAttention(batch.lengths, rows=batch.rows),
+        linear=training_products(model),
+        routings=routings,
+    )
 
 
 def logprobs_of(model: Transformer, hidden_MD: Tensor, *, targets_M: Tensor, temperature: float = 1.0) -> TokenLogprobs:

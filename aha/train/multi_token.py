@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aha.models import PackedAttention, Routing, Transformer
+from aha.models.fp8_product import training_products
 from aha.train.balance import RoutedLayer, document_means
 from aha.train.batches import PackedBatch, TrainingSequence
 from aha.train.logprobs import logprobs_of
@@ -86,6 +87,7 @@ def _states(
         depth=depth,
         positions_N=torch.cat([torch.arange(length) for length in lengths]).to(hidden_ND.device),
         attention=PackedAttention(lengths),
+        linear=training_products(model),
         routings=routings,
     )
     means_BN = document_means(torch.arange(sum(lengths)).split(lengths), num_rows=sum(lengths))

@@ -20,11 +20,11 @@ from aha.cost.prices import machine_price
 from aha.engine import Engine
 from aha.errors import AhaError, ConfigError, DataError
 from aha.evaluate import compare, conversation, load_result, select_problems
+from aha.export.card import write_run_card
 from aha.models import Transformer, build_model, load_model
 from aha.tasks import Mixture, PythonTask, Split, Table, Task, get_task
 from aha.tasks.rewards import with_rewards
 from aha.train.adapter import begin_lora, prepare_stage
-from aha.train.card import write_model_card
 from aha.train.console import Console
 from aha.train.distill import DistillConfig
 from aha.train.dry_run import memory_line
@@ -349,7 +349,7 @@ def _finish(plan: Plan, job: Job) -> None:
     job.log_stage(kind=plan.recipe.stages[-1].kind, num_steps=last.num_steps, result=after)
     bill = replace(job.bill, gain=gain)
     bill.write(run.folder / "bill.json")
-    write_model_card(run.folder, plan=plan, before=before, after=after, bill=bill)
+    write_run_card(run.folder)
     with Ledger.open(on_failure="memory") as ledger:
         ledger.record_all(bill.ledger_rows(run.ledger_id))
         if ledger.warning:

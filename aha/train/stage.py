@@ -117,10 +117,15 @@ class TrainingConfig(StageConfig):
     that have such a bias; 0 holds the biases, and so does LoRA, whose base stays as it is."""
     balance_until: float = 1.0
     """Share of the stage's steps after which the biases are held: DeepSeek-V3 held them for its last 3 % of tokens."""
+    products: Literal["full", "fp8"] = "full"
+    """What the layers' matrices are multiplied in: the model's dtype, or 8-bit floats with a scale for every 128 of
+    them, as DeepSeek-V3 was trained. Faster on Hopper GPUs only; elsewhere the same numbers, computed slower."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_least(micro_batch_tokens=1, warmup_steps=0, weight_decay=0, balance_speed=0)
+        if self.products == "fp8" and self.lora_rank:
+            raise ConfigError('products = "fp8" trains the model itself, not adapters; set lora_rank = 0')
         self._check_rules(
             ("balance_until", 0 <= self.balance_until <= 1, "between 0 and 1"),
             ("learning_rate", self.learning_rate > 0, "above 0"),

@@ -173,12 +173,12 @@ def test_step_says_what_it_spent_on_looking(model: InternVL) -> None:
     engine = engine_of(model)
     request_id = engine.submit(prompt(model, num_tiles=2), GREEDY, pixels_M3YX=tiles(2))
     assert engine.step() == []
-    assert engine.unseen.last_look is not None
-    assert engine.unseen.last_look.request_id == request_id
-    assert engine.unseen.last_look.elapsed_ns > 0
+    assert engine.queue.unseen.last_look is not None
+    assert engine.queue.unseen.last_look.request_id == request_id
+    assert engine.queue.unseen.last_look.elapsed_ns > 0
     assert len(engine.step()) == 1
     engine.step()
-    assert engine.unseen.last_look is None
+    assert engine.queue.unseen.last_look is None
 
 
 def test_new_weights_in_the_middle_of_a_look_start_it_over(model: InternVL, looks: list[int]) -> None:

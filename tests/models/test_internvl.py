@@ -246,7 +246,7 @@ def test_other_number_of_features_than_image_tokens_is_refused(tmp_path: Path) -
         ({"vision_config": 5}, "wrong type"),
         ({"image_token_id": 97}, "image_token_id 97 must be below vocab_size 97"),
         ({"vision_feature_layer": -2}, "only -1 is"),
-        ({"auto_map": {"AutoModel": "x.Y"}}, "never executed"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "which aha never runs"),
     ],
 )
 def test_setting_that_would_be_computed_wrongly_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
