@@ -50,7 +50,7 @@ def train(config: SFTConfig) -> Trained:
     task, losses, started = get_task(config.task), list[float](), time.perf_counter()
     for step in range(config.steps):
         batch = draw_examples(task, chat, num_examples=config.examples_per_step, seed=config.seed, step=step)
-        losses.append(accumulate_gradients(model, batch, micro_batch_tokens=config.micro_batch_tokens))
+        losses.append(accumulate_gradients(model, batch, micro_batch_tokens=config.micro_batch_tokens)["loss"])
         optimizer.clip_grad_norm(config.max_grad_norm)
         optimizer.step(learning_rate=scheduled_learning_rate(config, step=step))
     return Trained(statistics.fmean(losses[-max(1, config.steps // 10) :]), time.perf_counter() - started)

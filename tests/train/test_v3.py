@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def test_the_five_stages_of_r1_raise_the_score_of_a_v3(run: Any) -> None:
 def test_student_follows_a_v3(run: Any) -> None:
     folder = run(COLD, FOLLOWED)
     steps = [row for row in rows(folder, "step") if "divergence" in row]
-    assert steps[-1]["divergence"] < 0.5 * steps[0]["divergence"]
+    # Single steps differ by half: few answers, and a rate for few steps.
+    values = [step["divergence"] for step in steps]
+    assert statistics.fmean(values[-6:]) < 0.5 * statistics.fmean(values[:6])
     assert all("expert_load_cv" in step for step in steps)
 
 
