@@ -8,16 +8,18 @@ Three promises:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 
-from aha.errors import AhaError, DataError, ModelError
+from aha.errors import AhaError, DataError, ModelError, RequestError
+from aha.models.tiktoken_file import TIKTOKEN_FILE, read_tiktoken, save_converted
 from aha.outline import Frame, Segment, align, find_frame, replace_contents
 from aha.streaming import (
     CLOSE_MARK,
@@ -31,8 +33,8 @@ from aha.streaming import (
     TokenBytes,
     show_tags,
 )
-from aha.template import ChatTemplate
-from aha.types import Completion, Message, Observation
+from aha.template import ChatTemplate, Thinking
+from aha.types import Completion, Message, Observation, Picture
 
 __all__ = ["ChatFormat", "Delta", "StreamSplitter"]
 
@@ -42,6 +44,8 @@ _FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 
 
@@ -66,6 +70,7 @@ class ChatFormat:
         self.stop_token_ids = self._read_stop_ids(named_tokens.get("eos_token", ""))
         """Tokens that end a turn; the first is the one that this format writes itself."""
         self._frames: dict[str, Frame] = {}
+        self._picture_tokens = self._find_picture_tokens(named_tokens)
 
     @classmethod
     def load(cls, folder: Path | str) -> ChatFormat:
@@ -75,12 +80,10 @@ class ChatFormat:
             ModelError: no tokenizer.json, or one that cannot be read.
         """
         folder = Path(folder)
-        if not (folder / "tokenizer.json").is_file():
-            raise ModelError(
-                f"{folder} has no tokenizer.json, which turns text into tokens; copy it from the base model"
-            )
-        spec = _read_json(folder / "tokenizer.json")
+        spec = _read_spec(folder)
         config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
+        more = config.get("extra_special_tokens")
+        config |= more if isinstance(more, dict) else {}  # where InternVL's tokenizers name their picture tokens
         tokens = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
         try:
             return cls(folder, spec=spec, template=_read_template(folder, config), named_tokens=tokens)
@@ -88,6 +91,17 @@ class ChatFormat:
             raise
         except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for a file it cannot use
             raise ModelError(f"{folder / 'tokenizer.json'} is not a tokenizer that can be used: {error}") from None
+
+    def with_thinking(self, thinking: Thinking) -> ChatFormat:
+        """The same format for a model that can do both: thinking before it answers, or answering at once.
+
+        Raises:
+            ModelError: the chat template has no switch for it.
+        """
+        copied = copy.copy(self)
+        copied._template = self._template.with_thinking(thinking)
+        copied._frames = {}
+        return copied
 
     def render_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as the template writes it, for people to read; prompts are made with `render`.
@@ -100,12 +114,25 @@ class ChatFormat:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of the prompt. Only the template writes control tokens; contents are spelled out.
 
-        One exception: the thinking block that an assistant's content begins with keeps its tags.
+        One exception: the thinking block that an assistant's content begins with keeps its tags. A picture is as many
+        tokens as it says, between the two that enclose it.
 
         Raises:
-            RequestError: as `render_text`, or a literal control token in a message that the template rewrites.
+            RequestError: as `render_text`, a literal control token in a message that the template rewrites, or
+                pictures that the template does not show.
         """
         messages = [_clean_message(message) for message in messages]
+        pictures = [picture for message in messages for picture in message.pictures]
+        if not pictures:
+            return self._render(messages, add_generation_prompt=add_generation_prompt)
+        if self._picture_tokens is None:
+            said = f"{self.folder.name} has no tokens for pictures; use a model that was trained with them"
+            raise RequestError(said, param="messages")
+        token_ids = self._render(messages, add_generation_prompt=add_generation_prompt)
+        return self._picture_tokens.spread(token_ids, pictures=pictures)
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+        """The prompt with one token for each picture."""
         text = self.render_text(messages, add_generation_prompt=add_generation_prompt)
         stand_ins, contents = replace_contents(messages)
         outline = self.render_text(stand_ins, add_generation_prompt=add_generation_prompt)
@@ -207,6 +234,8 @@ class ChatFormat:
                 source, target = self.folder / name, folder / name
                 if source.exists() and source.resolve() != target.resolve():
                     shutil.copyfile(source, target)
+            if not (self.folder / "tokenizer.json").is_file():
+                save_converted(self.folder, folder=folder)
         except OSError as error:
             raise DataError(f"cannot copy the tokenizer from {self.folder} to {folder}: {error}") from None
 
@@ -249,6 +278,15 @@ class ChatFormat:
     def _token_id(self, text: str) -> int | None:
         return self._tokenizer.token_to_id(text)
 
+    def _find_picture_tokens(self, named_tokens: dict[str, str]) -> PictureTokens | None:
+        """The picture's by its id in config.json, the two around it by their names in the tokenizer's files."""
+        picture = _read_json(self.folder / "config.json").get("image_token_id")
+        start = self._token_id(named_tokens.get("start_image_token", "<img>"))
+        end = self._token_id(named_tokens.get("end_image_token", "</img>"))
+        if not isinstance(picture, int) or start is None or end is None:
+            return None
+        return PictureTokens(picture, start, end)
+
     def _read_stop_ids(self, eos_token: str) -> tuple[int, ...]:
         """The tokenizer's end of turn, then the generation defaults; config.json only where those say nothing."""
         found: list[int] = []
@@ -256,11 +294,39 @@ class ChatFormat:
         if end_of_turn is not None:
             found.append(end_of_turn)
         for name in ("generation_config.json", "config.json"):
-            value = _read_json(self.folder / name).get("eos_token_id")
+            raw = _read_json(self.folder / name)
+            text = raw.get("text_config")  # of a model that sees, whose outer part names no tokens
+            value = raw.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
             found += value if isinstance(value, list) else [] if value is None else [value]
             if value is not None:
                 break
         return tuple(dict.fromkeys(int(i) for i in found))
+
+
+class PictureTokens(NamedTuple):
+    """The tokens that a picture is in a prompt."""
+
+    picture: int
+    """As often as the picture has features."""
+    start: int
+    end: int
+
+    def spread(self, token_ids: Sequence[int], *, pictures: Sequence[Picture]) -> list[int]:
+        """A prompt in which each picture is its own number of tokens, not one.
+
+        Raises:
+            RequestError: the template has not written one for each picture.
+        """
+        num_shown = list(token_ids).count(self.picture)
+        if num_shown != len(pictures):
+            said = f"the chat template shows {num_shown} of {len(pictures)} pictures"
+            raise RequestError(f"{said}; use the one that the model was trained with", param="messages")
+        spread: list[int] = []
+        remaining = iter(pictures)
+        for token_id in token_ids:
+            is_picture = token_id == self.picture
+            spread += [self.start, *[token_id] * next(remaining).num_tokens, self.end] if is_picture else [token_id]
+        return spread
 
 
 def _control_offsets(encoding: Encoding, control_ids: frozenset[int]) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -281,9 +347,8 @@ def _clean(text: str) -> str:
 
 def _clean_message(message: Message) -> Message:
     reasoning = message.reasoning_content
-    return dataclasses.replace(
-        message, content=_clean(message.content), reasoning_content=None if reasoning is None else _clean(reasoning)
-    )
+    cleaned = message.with_pieces([_clean(piece) for piece in message.pieces])
+    return dataclasses.replace(cleaned, reasoning_content=None if reasoning is None else _clean(reasoning))
 
 
 def _build_tokenizer(spec: dict[str, Any]) -> Tokenizer:
@@ -308,6 +373,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _token_text(value: Any) -> str:
     return str(value["content"]) if isinstance(value, dict) else str(value)
+
+
+def _read_spec(folder: Path) -> dict[str, Any]:
+    """tokenizer.json, or what a tiktoken file comes to."""
+    if (folder / "tokenizer.json").is_file():
+        return _read_json(folder / "tokenizer.json")
+    if (folder / TIKTOKEN_FILE).is_file():
+        return read_tiktoken(folder)
+    raise ModelError(f"{folder} has no tokenizer.json, which turns text into tokens; copy it from the base model")
 
 
 def _read_template(folder: Path, config: dict[str, Any]) -> str:

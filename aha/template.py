@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
+from jinja2.nodes import Name, Node
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -25,6 +25,11 @@ MAX_CONTENT_CHARS = 16 * 1024 * 1024
 # What a template may add to the contents: instructions and dates, not a flood.
 MAX_ADDED_CHARS = 1024 * 1024
 _MAX_REPEATED_CHARS = 10_000
+
+Thinking = Literal["default", "on", "off"]
+"""Whether a model that can answer with or without thinking should think; "default" is as its template has it."""
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""What templates call the switch: Qwen3 and its kin, DeepSeek-V3.1."""
 
 
 class ChatTemplate:
@@ -40,6 +45,30 @@ class ChatTemplate:
         self._source = source
         self._origin = origin
         self._named_tokens = dict(named_tokens)
+        self._switches: dict[str, bool] = {}
+
+    def with_thinking(self, thinking: Thinking) -> ChatTemplate:
+        """The same template with its switch for thinking thrown: Qwen3's `enable_thinking`, DeepSeek-V3.1's `thinking`.
+
+        Raises:
+            ModelError: the template has no such switch, so that nothing would change.
+        """
+        copied = copy.copy(self)
+        copied._switches = {}
+        if thinking != "default":
+            found = self._compiled_switches
+            if not found:
+                named = " or ".join(THINKING_SWITCHES)
+                raise ModelError(f"{self._origin}: the chat template has no switch for thinking ({named})")
+            copied._switches = dict.fromkeys(found, thinking == "on")
+        return copied
+
+    @cached_property
+    def _compiled_switches(self) -> tuple[str, ...]:
+        """Names of switches for thinking that the template reads."""
+        self._compiled  # noqa: B018 - refuses what cannot be compiled
+        names = {node.name for node in _environment().parse(self._source).find_all(Name)}
+        return tuple(switch for switch in THINKING_SWITCHES if switch in names)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The conversation as the template writes it.
@@ -54,9 +83,9 @@ class ChatTemplate:
         if num_chars > MAX_CONTENT_CHARS:
             said = f"at most {MAX_CONTENT_CHARS} characters, got {num_chars}"
             raise RequestError(f"messages must hold {said}", param="messages")
-        turns = [{k: v for k, v in dataclasses.asdict(message).items() if v is not None} for message in messages]
+        turns = [_turn(message) for message in messages]
         names = {"messages": turns, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
-        return self._generate({**self._named_tokens, **names}, limit=2 * num_chars + MAX_ADDED_CHARS)
+        return self._generate({**self._named_tokens, **self._switches, **names}, limit=2 * num_chars + MAX_ADDED_CHARS)
 
     def _generate(self, names: dict[str, Any], *, limit: int) -> str:
         pieces: list[str] = []
@@ -83,6 +112,25 @@ class ChatTemplate:
             return _environment().from_string(self._source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"{self._origin}: the chat template is wrong at line {error.lineno}: {error}") from None
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as templates know it: its content is text, or with pictures a list of parts."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning_content is not None:
+        turn["reasoning_content"] = message.reasoning_content
+    if message.pictures:
+        turn["content"] = _parts(message)
+    return turn
+
+
+def _parts(message: Message) -> list[dict[str, str]]:
+    parts: list[dict[str, str]] = []
+    for piece in message.pieces:
+        if piece:
+            parts.append({"type": "text", "text": piece})
+        parts.append({"type": "image"})
+    return parts[:-1]
 
 
 class _RefusalError(Exception):

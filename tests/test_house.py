@@ -134,7 +134,16 @@ def test_wheel_holds_the_recipes_and_the_built_in_model(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    data = ["recipes/*.toml", "models/tiny/*", "cost/*.toml", "report/*.css", "report/*.html", "**/*.py", "py.typed"]
+    data = [
+        "recipes/*.toml",
+        "models/tiny/*",
+        "cost/*.toml",
+        "models/*.toml",
+        "report/*.css",
+        "report/*.html",
+        "**/*.py",
+        "py.typed",
+    ]
     wanted = {str(path.relative_to(ROOT)) for pattern in data for path in (ROOT / "aha").glob(pattern)}
     assert wanted <= names, f"missing from the wheel: {sorted(wanted - names)}"
     assert not [name for name in names if name.startswith("tests")]

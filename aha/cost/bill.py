@@ -123,6 +123,7 @@ class Bill:
 
     def to_dict(self) -> dict[str, Any]:
         """bill.json; its keys are described in docs/costs.md and stay."""
+        sold = [token_price(name, on=LETTER_DATE) for name in token_names(on=LETTER_DATE)]
         return {
             "format": FORMAT,
             "cost_usd": self.cost_usd,
@@ -141,7 +142,7 @@ class Bill:
                 "confidence": self.price.confidence,
             },
             "phases": [self._phase_dict(phase) for phase in self.phases],
-            "api_comparison": [self._comparison_dict(token_price(name, on=LETTER_DATE)) for name in token_names()],
+            "api_comparison": [self._comparison_dict(price) for price in sold],
         }
 
     def write(self, path: Path) -> None:

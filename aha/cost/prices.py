@@ -170,9 +170,9 @@ def machine_names() -> list[str]:
     return sorted({price.name for price in _book().machines})
 
 
-def token_names() -> list[str]:
-    """Names that `token_price` knows."""
-    return sorted({price.name for price in _book().tokens})
+def token_names(*, on: date | None = None) -> list[str]:
+    """Names that `token_price` knows, on any day or on one."""
+    return sorted({price.name for price in _book().tokens if on is None or _holds(price, on)})
 
 
 @dataclass(frozen=True)
@@ -227,9 +227,13 @@ def _find(kind: str, name: str, on: date, prices: Sequence[DatedPrice]) -> Dated
     if not named:
         raise ConfigError(unknown_name(kind, name, {price.name for price in prices}))
     for price in sorted(named, key=lambda price: price.effective_from, reverse=True):
-        if price.effective_from <= on and (price.effective_to is None or on < price.effective_to):
+        if _holds(price, on):
             return price
     raise ConfigError(f"{kind} {name!r} is not known for {on}; choose a price by id: {', '.join(sorted(by_id))}")
+
+
+def _holds(price: _Dated, on: date) -> bool:
+    return price.effective_from <= on and (price.effective_to is None or on < price.effective_to)
 
 
 def _check_usd(usd: float | str, *, field: str) -> Decimal:

@@ -42,14 +42,18 @@ class KeyValueCache:
         config: shape of the model.
         dtype: of the keys and values; the model's.
         device: where they lie.
+        num_mtp_layers: modules of multi-token prediction whose tokens are cached too; their layers follow the model's.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, num_mtp_layers: int = 0
+    ) -> None:
         self._config = config
         self._layers: list[Tensor] = []
         """Keys and values of each layer: (2, B, K, S, C), with MLA (1, B, 1, S, R); views of `_blocks`."""
         # Zeros where nothing is cached, here and below: a masked value is still multiplied by 0, and 0 x NaN is NaN.
-        self._blocks = [torch.zeros(0, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        num_layers = config.num_layers + num_mtp_layers
+        self._blocks = [torch.zeros(0, dtype=dtype, device=device) for _ in range(num_layers)]
         self._spare = torch.zeros(0, dtype=dtype, device=device)
         self._views: list[LayerViews] = []
         self._num_viewed_rows = 0
@@ -73,6 +77,11 @@ class KeyValueCache:
         return 1 if self.is_latent else self._config.num_kv_heads
 
     @property
+    def num_heads(self) -> int:
+        """Query heads, which share the cells of a token."""
+        return self._config.num_heads
+
+    @property
     def width(self) -> int:
         """Channels of a cell."""
         return self._config.head_dim if self._config.mla is None else self._config.mla.cached_width
@@ -86,6 +95,11 @@ class KeyValueCache:
     def num_columns(self) -> int:
         """Positions there is room for in each row."""
         return self._layers[0].shape[3]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the rows and columns there are now, in all layers."""
+        return sum(layer.nbytes for layer in self._layers)
 
     def reset(self, num_rows: int, *, num_columns: int) -> None:
         """Forget everything and make room for this many rows and positions.
@@ -177,9 +191,12 @@ class PrefillAttention:
         cache: with room reserved for the rows.
         lengths: tokens of each prompt.
         rows: the rows of each prompt's completions.
+        first_column: where in its rows a prompt begins.
     """
 
-    def __init__(self, cache: KeyValueCache, *, lengths: Sequence[int], rows: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, cache: KeyValueCache, *, lengths: Sequence[int], rows: Sequence[Sequence[int]], first_column: int = 0
+    ) -> None:
         self._views = cache.views(0)
         self.form: Literal["expanded"] = "expanded"
         self._inner = PackedAttention(lengths)
@@ -188,7 +205,7 @@ class PrefillAttention:
         for length, group in zip(lengths, rows, strict=True):
             offsets_T = torch.arange(length)
             sources.append((start + offsets_T).repeat(len(group)))
-            columns.append(offsets_T.repeat(len(group)))
+            columns.append(offsets_T.repeat(len(group)) + first_column)
             target_rows.append(torch.tensor(list(group)).repeat_interleave(length))
             start += length
         device = cache.device
@@ -214,25 +231,47 @@ class PrefillAttention:
 
 
 class DecodeAttention:
-    """Attention of one new token per row to everything cached in its row.
+    """Attention of T new tokens per row to everything cached in its row, and to each other in their order.
 
     Two batched products over the dense block of rows: on CPU they take half the time of the fused kernel, which
     computes one row and head at a time (docs/LOG.md).
 
     Args:
-        cache: with room reserved for one more position.
-        lengths_B: tokens cached in each row before this one.
+        cache: with room reserved for T more positions.
+        lengths_B: tokens cached in each row before these; cells behind them are overwritten.
+        num_tokens: T. The tokens of a row stand together: N = B*T.
+        first_columns_B: columns of each row that hold nothing yet lie before this one; None, there are none. A token
+            before it sees itself alone.
     """
 
-    def __init__(self, cache: KeyValueCache, *, lengths_B: Tensor) -> None:
+    def __init__(
+        self,
+        cache: KeyValueCache,
+        *,
+        lengths_B: Tensor,
+        num_tokens: int = 1,
+        first_columns_B: Tensor | None = None,
+    ) -> None:
         self._views = cache.views(len(lengths_B))
+        self._num_tokens = num_tokens
         self.form: Literal["expanded", "latent"] = "latent" if cache.is_latent else "expanded"
-        self._slots = cache.slots(torch.arange(len(lengths_B), device=lengths_B.device), columns_N=lengths_B)
-        # A row of -inf behind each row's length, for every key head: the products start from it.
-        columns_1S = torch.arange(cache.num_columns, device=cache.device).unsqueeze(0)
-        bias_BS = torch.zeros(len(lengths_B), cache.num_columns, dtype=cache.dtype, device=cache.device)
-        bias_BS.masked_fill_(columns_1S > lengths_B.unsqueeze(1), -math.inf)
-        self._bias_N1S = bias_BS.repeat_interleave(cache.num_kv_heads, dim=0).unsqueeze(1)  # N = B*K
+        device = lengths_B.device
+        columns_BT, rows_N = lengths_B.unsqueeze(1), torch.arange(len(lengths_B), device=device)
+        if num_tokens > 1:
+            columns_BT = columns_BT + torch.arange(num_tokens, device=device)
+            rows_N = rows_N.repeat_interleave(num_tokens)
+        self._slots = cache.slots(rows_N, columns_N=columns_BT.view(-1))
+        # A row of -inf behind each token, for every key head: the products start from it.
+        columns_S = torch.arange(cache.num_columns, device=device)
+        is_hidden_BTS = columns_S > columns_BT.unsqueeze(2)
+        if first_columns_B is not None:
+            # Never all of them: a softmax of nothing is NaN, which masking does not keep from others.
+            is_hidden_BTS |= columns_S < columns_BT.minimum(first_columns_B.unsqueeze(1)).unsqueeze(2)
+        bias_BTS = torch.zeros(is_hidden_BTS.shape, dtype=cache.dtype, device=device)
+        bias_BTS.masked_fill_(is_hidden_BTS, -math.inf)
+        self._bias_NGS = bias_BTS.repeat_interleave(cache.num_kv_heads, dim=0)  # N = B*K; 1 of G is enough for T = 1
+        if num_tokens > 1:
+            self._bias_NGS = self._bias_NGS.repeat_interleave(cache.num_heads // cache.num_kv_heads, dim=1)
 
     def __call__(
         self,
@@ -245,13 +284,19 @@ class DecodeAttention:
         scale: float,
         latent_NR: Tensor | None = None,
     ) -> Tensor:
-        num_rows, num_heads, width = q_NHC.shape
-        num_kv_heads = k_NKC.shape[1]
+        num_queries, num_heads, width = q_NHC.shape
+        num_kv_heads, num_tokens = k_NKC.shape[1], self._num_tokens
+        group = num_heads // num_kv_heads
         views = self._views[layer]
         _write(views, self._slots, k_NKC, v_NKC, latent_NR)
-        # Query heads that share a key head are the rows of one small product: nothing is repeated.
-        queries = q_NHC.reshape(num_rows * num_kv_heads, num_heads // num_kv_heads, width)
-        scores = torch.baddbmm(self._bias_N1S, queries, views.keys_NCS, alpha=scale)
-        attended = torch.bmm(scores.softmax(dim=-1), views.values_NSC).view(num_rows, num_heads, width)
+        # Tokens of a row, and query heads that share a key head, are the rows of one small product: nothing is
+        # repeated. A lone token needs no exchange of axes, and its few views take no time from a small model.
+        if num_tokens > 1:
+            q_NHC = q_NHC.reshape(-1, num_tokens, num_kv_heads, group, width).transpose(1, 2)
+        queries = q_NHC.reshape(-1, num_tokens * group, width)
+        scores = torch.baddbmm(self._bias_NGS, queries, views.keys_NCS, alpha=scale)
+        attended = torch.bmm(scores.softmax(dim=-1), views.values_NSC)
+        if num_tokens > 1:
+            attended = attended.view(-1, num_kv_heads, num_tokens, group, width).transpose(1, 2)
         # MLA's values are the first channels of its keys. All are multiplied: a narrower view would be copied first.
-        return attended[..., : v_NKC.shape[-1]]
+        return attended.reshape(num_queries, num_heads, width)[..., : v_NKC.shape[-1]]

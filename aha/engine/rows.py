@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from aha.engine.sampling import Drawn, RowSampling, stream_key
-from aha.types import SamplingParams
+from aha.engine.request import Request
+from aha.engine.sampling import Drawn, RowSampling, draw, stream_key, uniforms
+
+MARGIN_TOKENS = 8
+"""Tokens decoded before those that can spell a stop string: decoders treat the first ones specially."""
 
 
-@dataclass(slots=True)
-class Request:
-    """A prompt and how to continue it."""
-
-    request_id: int
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
-    seed: int
-    max_length: int
-    """Prompt and completion tokens at which a sample must end."""
-    num_started: int = 0
-    """Samples that have entered the batch."""
-
-    @property
-    def num_waiting(self) -> int:
-        return self.sampling.num_samples - self.num_started
+def at_last(values_BT: Tensor, counts_B: Tensor) -> Tensor:
+    """The value of each row's last counted place."""
+    if values_BT.shape[1] == 1:
+        return values_BT[:, 0]
+    return values_BT.gather(1, counts_B.unsqueeze(1) - 1).squeeze(1)
 
 
 class Rows:
@@ -98,29 +89,72 @@ class Rows:
         self._min_p_B[new] = request.sampling.min_p
         return list(range(first, self.num_live))
 
-    def sampling(self, rows: slice) -> RowSampling:
-        return RowSampling(self._temperatures_B[rows], self._top_k_B[rows], self._top_p_B[rows], self._min_p_B[rows])
+    def draw(self, logits_NV: Tensor, *, live: slice, num_tokens: int = 1, ahead: int = 0) -> Drawn:
+        """Draw the next tokens of some rows, each with the number that belongs to its place in its completion.
 
-    def record(self, drawn: Drawn, *, live: slice) -> None:
-        """Append one drawn token to each of the rows."""
-        rows_B = torch.arange(live.start, live.stop, device=self._device)
-        columns_B = self.num_drawn_B[live]
-        self._grow(self.num_live, int(columns_B.max()) + 1)
-        self._token_ids_BT[rows_B, columns_B] = drawn.token_ids_B
-        self._logprobs_BT[rows_B, columns_B] = drawn.logprobs_B
-        self.last_tokens_B[live] = drawn.token_ids_B
-        self.num_drawn_B[live] += 1
+        Args:
+            logits_NV: N = B*T, the T tokens of a row together.
+            num_tokens: T.
+            ahead: tokens between the last one recorded and the first of these.
+        """
+        fields = (self._temperatures_B, self._top_k_B, self._top_p_B, self._min_p_B)
+        keys_N, sampling = self.stream_keys_B[live], RowSampling(*(field[live] for field in fields))
+        places_N = self.num_drawn_B[live] + ahead
+        if num_tokens > 1:
+            keys_N = keys_N.repeat_interleave(num_tokens)
+            sampling = RowSampling(*(field.repeat_interleave(num_tokens) for field in sampling))
+            places_N = (places_N.unsqueeze(1) + torch.arange(num_tokens, device=self._device)).view(-1)
+        return draw(logits_NV, uniforms_B=uniforms(keys_N, positions_B=places_N), sampling=sampling)
+
+    def record(self, token_ids_BT: Tensor, logprobs_BT: Tensor, *, counts_B: Tensor, live: slice) -> None:
+        """Append the first drawn tokens, so many as counted, to each of the rows."""
+        rows_B1 = torch.arange(live.start, live.stop, device=self._device).unsqueeze(1)
+        places_BT = self.num_drawn_B[live].unsqueeze(1)
+        if token_ids_BT.shape[1] > 1:
+            places_BT = places_BT + torch.arange(token_ids_BT.shape[1], device=self._device)
+        self._grow(self.num_live, int(places_BT.max()) + 1)
+        # Tokens beyond the count are written too; the next ones take their places.
+        self._token_ids_BT[rows_B1, places_BT] = token_ids_BT
+        self._logprobs_BT[rows_B1, places_BT] = logprobs_BT
+        self.last_tokens_B[live] = at_last(token_ids_BT, counts_B)
+        self.num_drawn_B[live] += counts_B
 
     def history(self, row: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Token ids and log-probabilities drawn so far."""
         count = int(self.num_drawn_B[row])
         return tuple(self._token_ids_BT[row, :count].tolist()), tuple(self._logprobs_BT[row, :count].tolist())
 
-    def tail(self, row: int, *, num_tokens: int) -> list[int]:
-        """The last token ids drawn."""
-        count = int(self.num_drawn_B[row])
-        token_ids: list[int] = self._token_ids_BT[row, max(0, count - num_tokens) : count].tolist()
-        return token_ids
+    def cut_at_stop_strings(
+        self, counts_B: Tensor, *, first_row: int, decode: Callable[[Sequence[int]], str]
+    ) -> list[tuple[int, int]]:
+        """Find the tokens that complete a stop string of their row, and forget what was recorded behind them.
+
+        Args:
+            counts_B: the row's tokens that are new.
+
+        Returns:
+            For each row that ends so, which of B it is and how many of its new tokens stay.
+        """
+        found = []
+        for index, count in enumerate(counts_B.tolist()):
+            if num_kept := self._find_stop_string(first_row + index, num_new=count, decode=decode):
+                self.num_drawn_B[first_row + index] -= count - num_kept
+                found.append((index, num_kept))
+        return found
+
+    def _find_stop_string(self, row: int, *, num_new: int, decode: Callable[[Sequence[int]], str]) -> int:
+        """How many of a row's last `num_new` tokens reach to where one of its stop strings is complete; 0: none is."""
+        stop, count = self.owners[row][0].sampling.stop, int(self.num_drawn_B[row])
+        if not stop:
+            return 0
+        # A token is at least one byte, so a string of n bytes lies within the last n tokens.
+        num_tail = max(len(text.encode()) for text in stop) + MARGIN_TOKENS
+        for num_read in range(1, num_new + 1):
+            end = count - num_new + num_read
+            tail = decode(self._token_ids_BT[row, max(0, end - num_tail) : end].tolist())
+            if any(text in tail for text in stop):
+                return num_read
+        return 0
 
     def compact(self, sources: Sequence[int], *, targets: Sequence[int], num_live: int) -> None:
         """Move rows and forget those from `num_live` on."""

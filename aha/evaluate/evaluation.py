@@ -129,7 +129,15 @@ def _conclude(
 
 def _describe(task: Task, problems: Sequence[Problem], sampling: SamplingParams) -> dict[str, Any]:
     """The part of the manifest that says what is asked, and how."""
-    asked = [[asdict(m) for m in conversation(task, problem=p)] + [p.problem_id, p.answer] for p in problems]
+    # Named one by one: a field that a message gains must not make finished evaluations look like others.
+    asked = [
+        [
+            {"role": m.role, "content": m.content, "reasoning_content": m.reasoning_content}
+            for m in conversation(task, problem=p)
+        ]
+        + [p.problem_id, p.answer]
+        for p in problems
+    ]
     drawn = asdict(sampling)
     del drawn["first_sample"]
     return {

@@ -22,13 +22,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aha.errors import ModelError
-from aha.models.checkpoint import DType, load_model, weight_files
+from aha.models.checkpoint import load_model
 from aha.models.config_files import dump_config
 from aha.models.lora import BaseWeights, Lora, adapters, attach_parts
+from aha.models.placement import DType
+from aha.models.shards import weight_files
 from aha.models.transformer import Transformer
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
-_TENSOR = re.compile(r"base_model\.model\.model\.(layers\.\d+\.(?:self_attn|mlp)\.[a-z]+_proj)\.lora_([AB])\.weight")
+_TENSOR = re.compile(
+    r"base_model\.model\.model\.(layers\.\d+\.(?:self_attn|mlp|mlp\.shared_experts)\.[a-z_]+)\.lora_([AB])\.weight"
+)
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "use_dora": (None, False),
     "bias": (None, "none"),
@@ -90,7 +94,9 @@ def save_adapter(model: Transformer, folder: Path) -> None:
         for name, a, b in low_rank.parts():
             for letter, values in (("A", a), ("B", b)):
                 tensors[f"base_model.model.model.{name}.lora_{letter}.weight"] = values.detach().cpu().clone()
-    targets = sorted({name.split(".")[-3] for name in tensors})
+    matrices = {name.removeprefix("base_model.model.model.").rsplit(".", 2)[0] for name in tensors}
+    # Routed experts have projections of the same last names, and no adapters: with them, whole names are given.
+    targets = sorted(matrices if model.config.experts is not None else {name.rpartition(".")[2] for name in matrices})
     config = dump_config(model.config, dtype=str(model.dtype).removeprefix("torch."))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aha.errors import ModelError
+from aha.models.vision_config import VisionShape
 
 ModelType = Literal["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2"]
+
+MAX_COUNT = 10_000
+"""Most layers, and most experts of one: a file with a wrong number must not keep a machine busy for hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,11 @@ class YarnRope:
             raise ModelError(f"yarn rope scaling needs factor >= 1 and 0 < beta_slow <= beta_fast, got {self}")
         if self.original_max_position_embeddings < 1:
             raise ModelError("yarn rope scaling needs original_max_position_embeddings of at least 1")
+        for name in ("mscale", "mscale_all_dim", "attention_factor"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < math.inf:
+                raise ModelError(
+                    f"{name} of yarn rope scaling must be at least 0 and finite, got {getattr(self, name)}"
+                )
 
     @property
     def rotation_scale(self) -> float:
@@ -88,7 +97,7 @@ class LatentAttentionShape:
 
     def __post_init__(self) -> None:
         _check_positive(self, "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        if self.q_lora_rank is not None and self.q_lora_rank < 1:
+        if self.q_lora_rank is not None and not 1 <= self.q_lora_rank < 2**63:
             raise ModelError(f"q_lora_rank must be null or at least 1, got {self.q_lora_rank}")
         if self.qk_rope_head_dim % 2:
             raise ModelError(f"qk_rope_head_dim must be even for rotary positions, got {self.qk_rope_head_dim}")
@@ -131,6 +140,10 @@ class ExpertsShape:
     def __post_init__(self) -> None:
         _check_positive(self, "num_experts", "num_experts_per_token", "intermediate_size", "num_groups",
                         "num_groups_per_token", "layer_step")  # fmt: skip
+        if self.num_experts > MAX_COUNT:
+            raise ModelError(f"a layer has at most {MAX_COUNT} experts, got {self.num_experts}")
+        if self.num_shared_experts < 0 or self.first_layer < 0:
+            raise ModelError("n_shared_experts and first_k_dense_replace must be at least 0")
         if self.num_experts_per_token > self.num_experts:
             raise ModelError(f"num_experts_per_tok {self.num_experts_per_token} exceeds {self.num_experts} experts")
         if self.num_experts % self.num_groups or self.num_groups_per_token > self.num_groups:
@@ -192,6 +205,8 @@ class ModelConfig:
     """None: every layer is dense."""
     num_mtp_layers: int = 0
     """Multi-token prediction modules behind the last layer (arXiv:2412.19437 §2.2)."""
+    vision: VisionShape | None = None
+    """The eye of an InternVL, whose language model all other fields describe; None: it reads text only."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     initializer_range: float = 0.02
@@ -204,12 +219,20 @@ class ModelConfig:
         for name in ("rms_norm_eps", "rope_theta"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ModelError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ModelError(f"initializer_range must be at least 0 and finite, got {self.initializer_range}")
+        if isinstance(self.rope_scaling, YarnRope) and self.rope_theta <= 1:
+            raise ModelError(f"yarn rope scaling needs a rope_theta above 1, got {self.rope_theta}")
+        if self.num_layers + self.num_mtp_layers > MAX_COUNT:
+            raise ModelError(f"a model has at most {MAX_COUNT} layers, got {self.num_layers + self.num_mtp_layers}")
         if isinstance(self.rope_scaling, float) and not 0 < self.rope_scaling < math.inf:
             raise ModelError(f"the factor of linear rope scaling must be above 0, got {self.rope_scaling}")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
                 f"num_key_value_heads {self.num_kv_heads} must divide num_attention_heads {self.num_heads}"
             )
+        if self.vision is not None and self.vision.image_token_id >= self.vocab_size:
+            raise ModelError(f"image_token_id {self.vision.image_token_id} must be below vocab_size {self.vocab_size}")
         if self.rope_dim % 2:
             raise ModelError(f"head_dim must be even for rotary positions, got {self.rope_dim}")
 
@@ -244,5 +267,8 @@ class ModelConfig:
 
 def _check_positive(shape: object, *names: str) -> None:
     for name in names:
-        if getattr(shape, name) < 1:
-            raise ModelError(f"{name} must be at least 1, got {getattr(shape, name)}")
+        value = getattr(shape, name)
+        if value < 1:
+            raise ModelError(f"{name} must be at least 1, got {value}")
+        if value >= 2**63:
+            raise ModelError(f"{name} has an impossible size of {len(str(value))} digits")

@@ -7,7 +7,7 @@ Source: DeepSeekMoE with auxiliary-loss-free balancing, DeepSeek-V3 report (arXi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aha.models.config import ExpertsShape, ModelConfig
 from aha.models.feed_forward import FeedForward
-from aha.models.projection import Pass, StoredPart
+from aha.models.projection import HasGrouped, Pass, StoredPart
 
 
 class Routing(NamedTuple):
@@ -107,11 +107,22 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_ND: Tensor, run: Pass) -> tuple[Tensor, Routing]:
         routing = self.gate(x_ND)
         order = ExpertOrder.of(routing.experts_Nk, num_experts=len(self.gate_up_proj))
-        weights = (self.gate_up_proj, self.down_proj)
-        y_ND: Tensor = _ChosenExperts.apply(x_ND, routing.weights_Nk, *weights, order)  # type: ignore[no-untyped-call]
+        if isinstance(run.linear, HasGrouped):
+            y_ND = self._by_products_of(run.linear, x_ND, routing, order)
+        else:
+            weights = (self.gate_up_proj, self.down_proj)
+            y_ND = cast(Tensor, _ChosenExperts.apply(x_ND, routing.weights_Nk, *weights, order))  # type: ignore[no-untyped-call]
         if self.shared_experts is not None:
             y_ND = y_ND + self.shared_experts(x_ND, run)
         return y_ND, routing
+
+    def _by_products_of(self, linear: HasGrouped, x_ND: Tensor, routing: Routing, order: ExpertOrder) -> Tensor:
+        """The chosen experts' weighted sum, by products that are not the plain ones."""
+        counts_E = routing.expert_load()
+        gate_MF, up_MF = linear.grouped(x_ND.index_select(0, order.tokens_M), self.gate_up_proj, counts_E).chunk(2, -1)
+        inner_MF = F.silu(gate_MF) * up_MF * _weights_of_rows(routing.weights_Nk, order, dtype=x_ND.dtype)
+        rows_MD = linear.grouped(inner_MF, self.down_proj, counts_E)
+        return rows_MD.index_select(0, order.rows_Nk.flatten()).view(*order.rows_Nk.shape, -1).sum(dim=1)
 
     def stored_parts(self) -> Iterator[StoredPart]:
         pairs = zip(self.gate_up_proj, self.down_proj, strict=True)

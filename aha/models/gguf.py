@@ -1,4 +1,4 @@
-"""A GGUF file of a Llama, Qwen2 or Qwen3, turned into a Hugging Face folder."""
+"""A GGUF file of a Llama, Qwen2, Qwen3 or Qwen3-MoE, turned into a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -7,91 +7,80 @@ import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from gguf import GGUFReader, dequantize
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from aha.errors import ModelError, unknown_name
-from aha.models.config import ModelConfig, ModelType
+from aha.models.checkpoint import build_model, stored_tensors
+from aha.models.config import ExpertsShape, ModelConfig
 from aha.models.config_files import dump_config
+from aha.models.gguf_file import GgufFile, GgufTensor, read_gguf
+from aha.models.gguf_names import ARCHITECTURES, EXPERT_KEYS, EXPERT_NAMES, LAYER_NAMES, ROPE_FACTORS, TOP_NAMES
+from aha.models.gguf_rope import read_scaling
+from aha.models.gguf_tokenizer import build_gguf_tokenizer, special_ids
 
-# ggml's token types (llama.h, enum llama_token_type).
-CONTROL, USER_DEFINED = 3, 4
-ARCHITECTURES: tuple[ModelType, ...] = ("llama", "qwen2", "qwen3")
-TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+# What `_read_config` and `read_scaling` understand of an architecture's metadata, and what changes nothing.
+_UNDERSTOOD = {
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon",
+    "attention.value_length", "block_count", "context_length", "embedding_length", "feed_forward_length",
+    "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.factor", "rope.scaling.finetuned",
+    "rope.scaling.original_context_length", "rope.scaling.type", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow", "vocab_size",
+}  # fmt: skip
+# Metadata that says "as usual" with this value, and otherwise asks for another computation.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),
+    "attention.sliding_window": (0,),
+    "expert_count": (0,),
+    "expert_gating_func": (1,),  # softmax
+    "expert_used_count": (0,),
+    "rope.scaling.attn_factor": (1.0,),
+    "tensor_data_layout": ("Meta AI original pth",),
+    "use_parallel_residual": (False,),
 }
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# How Qwen and Llama 3 cut text into words; they differ in how many digits stay together.
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _by_pattern(pattern: str) -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _by_gpt2(*before: pre_tokenizers.PreTokenizer) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([*before, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
-
-
-SPLITTERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "smollm": lambda: _by_gpt2(pre_tokenizers.Digits(individual_digits=True)),
-    "gpt-2": _by_gpt2,
-    "qwen2": lambda: _by_pattern(_WORDS % r"\p{N}"),
-    "llama-bpe": lambda: _by_pattern(_WORDS % r"\p{N}{1,3}"),
-}
-"""llama.cpp's name for a way to cut text into words -> how tokenizers does it."""
+_CHUNK_BYTES = 32 << 20
+"""Of float32 values that are in memory at a time."""
 
 
 class _Entry(NamedTuple):
     """One tensor on its way."""
 
     name: str
-    tensor: Any
-    """gguf.ReaderTensor: its axes are listed innermost first."""
+    """Hugging Face's."""
+    shape: tuple[int, ...]
+    tensor: GgufTensor
+    first_row: int
+    """Where it begins in a tensor that holds a matrix of every expert; else 0."""
     num_rotary_heads: int
     """Heads whose rows llama.cpp has reordered for its rotary embedding; 0 for all other tensors."""
 
-    @property
-    def shape(self) -> list[int]:
-        return [int(size) for size in reversed(self.tensor.shape)]
-
 
 def convert_gguf(
-    source: Path, *, folder: Path, base_model: str, origin: str, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    source: Path,
+    *,
+    folder: Path,
+    base_model: str,
+    origin: str,
+    dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16",
 ) -> str:
     """Write config.json, model.safetensors, the tokenizer's files and a model card of a GGUF model.
 
-    Quantised tensors are dequantised in float32 and rounded to nearest even, one at a time.
+    Quantised tensors are dequantised in float32 and rounded to nearest even, some rows at a time.
 
     Args:
-        source: a GGUF file of one of ARCHITECTURES with a byte-level BPE vocabulary.
+        source: a GGUF file of one of ARCHITECTURES with a byte-level BPE or a SentencePiece vocabulary.
         folder: where the files go; made if it is not there.
         base_model: Hugging Face id of the model before it was quantised, for the card.
         origin: where the file comes from, in Markdown, for the card.
-        dtype: of the folder's weights.
+        dtype: of the folder's weights; "auto" is float32 for a file of F32 or F16, which bfloat16 would round, and
+            bfloat16 for the others.
 
     Returns:
         The type that most tensors were stored in, e.g. "Q4_1".
@@ -99,80 +88,175 @@ def convert_gguf(
     Raises:
         ModelError: not a GGUF file, or one of another kind, naming what it is.
     """
+    file = read_gguf(source)
+    fields = file.fields
     try:
-        reader = GGUFReader(source)
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise ModelError(f"{source} is not a readable GGUF file: {error}") from None
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    try:
-        config = _read_config(fields, source=source, is_tied="output.weight" not in tensors)
-        tokenizer = _build_tokenizer(fields, source=source)
+        config = _read_config(file)
+        if dtype == "auto":
+            kinds = Counter(tensor.kind.name for tensor in file.tensors.values() if len(tensor.shape) > 1)
+            dtype = "float32" if kinds.most_common(1)[0][0] in ("F32", "F16") else "bfloat16"
+        tensors = [tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS]
+        entries = [entry for tensor in tensors for entry in _entries(tensor, config=config)]
+        _check_shapes(entries, config=config)
+        tokenizer = build_gguf_tokenizer(fields)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_safetensors(entries, path=folder / "model.safetensors", dtype=dtype)
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from None
     except KeyError as error:
         raise ModelError(f"{source}: metadata {error} is missing") from None
-    entries = [_entry(tensor, config=config, source=source) for tensor in tensors.values()]
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_safetensors(entries, path=folder / "model.safetensors", dtype=dtype)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelError(f"{source}: its metadata has a value of the wrong type: {error}") from None
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "config.json", dump_config(config, dtype=dtype))
     _write_tokenizer_files(fields, folder=folder)
-    counts = Counter(str(tensor.tensor_type.name) for tensor in tensors.values())
+    counts = Counter(tensor.kind.name for tensor in file.tensors.values())
     card = _model_card(source, fields=fields, counts=counts, base_model=base_model, origin=origin)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return counts.most_common(1)[0][0]
 
 
-def _read_config(fields: dict[str, Any], *, source: Path, is_tied: bool) -> ModelConfig:
-    architecture = str(fields["general.architecture"])
+def _read_config(file: GgufFile) -> ModelConfig:
+    architecture = str(file.fields["general.architecture"])
     if architecture not in ARCHITECTURES:
-        raise ModelError(f"{source}: " + unknown_name("GGUF architecture", architecture, ARCHITECTURES))
-    fields = {key.replace(f"{architecture}.", "model.", 1): value for key, value in fields.items()}
-    scaling = fields.get("model.rope.scaling.type", "none")
-    if scaling != "none":
-        raise ModelError(f"{source}: rotary scaling {scaling!r} is not supported in GGUF files; only 'none' is")
-    hidden_size, num_heads = int(fields["model.embedding_length"]), int(fields["model.attention.head_count"])
-    eos = fields.get("tokenizer.ggml.eos_token_id")
+        raise ModelError(unknown_name("GGUF architecture", architecture, ARCHITECTURES))
+    _refuse_other_maths(file, architecture)
+    fields = {key.removeprefix(f"{architecture}."): value for key, value in file.fields.items()}
+    hidden_size, num_heads = _whole(fields, "embedding_length"), _whole(fields, "attention.head_count")
+    num_layers = _whole(fields, "block_count")
+    if num_layers > len(file.tensors):
+        raise ModelError(f"it says that it has {num_layers} layers, and has {len(file.tensors)} tensors")
+    head_dim = _whole(fields, "attention.key_length", default=hidden_size // max(1, num_heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if _whole(fields, key, default=head_dim) != head_dim:
+            raise ModelError(f"metadata {key!r} is {fields[key]}; only the width of a head, {head_dim}, is supported")
+    theta = float(fields.get("rope.freq_base", 10_000.0))
+    is_qwen3 = architecture in ("qwen3", "qwen3moe")
+    ids = special_ids(fields)
+    ends = [ids[short] for short in ("eos", "eot", "eom") if short in ids]
     return ModelConfig(
-        model_type=architecture,
+        model_type=ARCHITECTURES[architecture],
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
         hidden_size=hidden_size,
-        intermediate_size=int(fields["model.feed_forward_length"]),
-        num_layers=int(fields["model.block_count"]),
+        intermediate_size=_whole(fields, "feed_forward_length"),
+        num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=int(fields.get("model.attention.head_count_kv", num_heads)),
-        head_dim=int(fields.get("model.attention.key_length", hidden_size // num_heads)),
-        max_position_embeddings=int(fields["model.context_length"]),
+        num_kv_heads=_whole(fields, "attention.head_count_kv", default=num_heads),
+        head_dim=head_dim,
+        max_position_embeddings=_whole(fields, "context_length"),
         # Stored as float32: 1e-5 comes back as 9.999999747378752e-06.
-        rms_norm_eps=float(f"{fields['model.attention.layer_norm_rms_epsilon']:.7g}"),
-        rope_theta=float(fields.get("model.rope.freq_base", 10_000.0)),
-        tie_word_embeddings=is_tied,
-        has_qkv_bias=architecture == "qwen2",
-        has_qk_norm=architecture == "qwen3",
-        bos_token_id=fields.get("tokenizer.ggml.bos_token_id"),
-        eos_token_ids=() if eos is None else (int(eos),),
+        rms_norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.7g}"),
+        rope_theta=theta,
+        rope_scaling=read_scaling(fields, factors=_rope_factors(file, architecture), theta=theta, head_dim=head_dim),
+        tie_word_embeddings="output.weight" not in file.tensors,
+        has_qkv_bias="blk.0.attn_q.bias" in file.tensors,
+        has_output_bias="blk.0.attn_output.bias" in file.tensors,
+        has_mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        has_qk_norm=is_qwen3,
+        experts=_read_experts(fields) if architecture == "qwen3moe" else None,
+        bos_token_id=ids.get("bos"),
+        eos_token_ids=tuple(dict.fromkeys(ends)),
     )
 
 
-def _entry(tensor: Any, *, config: ModelConfig, source: Path) -> _Entry:
+def _read_experts(fields: Mapping[str, Any]) -> ExpertsShape:
+    """As llama.cpp's src/models/qwen3moe.cpp: experts in every layer, their weights always divided by their sum."""
+    per_token = _whole(fields, "expert_used_count")
+    default = _whole(fields, "feed_forward_length") // max(1, per_token)
+    return ExpertsShape(
+        num_experts=_whole(fields, "expert_count"),
+        num_experts_per_token=per_token,
+        intermediate_size=_whole(fields, "expert_feed_forward_length", default=default),
+        scoring="softmax",
+        has_selection_bias=False,
+    )
+
+
+def _whole(fields: Mapping[str, Any], key: str, *, default: int | None = None) -> int:
+    value = fields[key] if default is None else fields.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ModelError(f"metadata {key!r} must be a whole number, got {str(value)[:40]}")
+    return value
+
+
+def _refuse_other_maths(file: GgufFile, architecture: str) -> None:
+    """Refuse by name whatever asks for a computation that is not the plain one of this architecture."""
+    fields = file.fields
+    if (kind := fields.get("general.type", "model")) != "model":
+        raise ModelError(f"it holds a {kind!r}, not a model")
+    if (parts := fields.get("split.count", 0)) > 1:
+        raise ModelError(f"it is one of {parts} parts of a model; join them with llama-gguf-split --merge")
+    for name, value in fields.items():
+        key = name.removeprefix(f"{architecture}.")
+        is_understood = key in _UNDERSTOOD or (architecture == "qwen3moe" and key in EXPERT_KEYS)
+        if key != name and not is_understood and value not in _NEUTRAL.get(key, ()):
+            shown = str(value)[:40]
+            raise ModelError(f"metadata {name!r} = {shown} is not supported: it could change what the model computes")
+
+
+def _rope_factors(file: GgufFile, architecture: str) -> NDArray[np.float32] | None:
+    tensor = file.tensors.get(ROPE_FACTORS)
+    if tensor is None:
+        return None
+    if architecture != "llama":  # llama.cpp would not read it there either
+        raise ModelError(f"tensor {ROPE_FACTORS!r} has no place in a plain {architecture} model")
+    return tensor.values(slice(None)).reshape(-1)
+
+
+def _entries(tensor: GgufTensor, *, config: ModelConfig) -> Iterator[_Entry]:
+    """The tensors of a Hugging Face file that one of a GGUF file holds: itself, or a matrix of every expert."""
     if tensor.name in TOP_NAMES:
-        return _Entry(TOP_NAMES[tensor.name], tensor, 0)
-    parts = tensor.name.split(".")
-    has_bias = config.has_qkv_bias and parts[2:3] in (["attn_q"], ["attn_k"], ["attn_v"])
-    kinds = ("weight", "bias") if has_bias else ("weight",)
-    if len(parts) != 4 or parts[0] != "blk" or parts[2] not in LAYER_NAMES or parts[3] not in kinds:
-        raise ModelError(f"{source}: tensor {tensor.name!r} has no place in a plain {config.model_type} model")
-    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads} if config.model_type == "llama" else {}
-    return _Entry(f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{parts[3]}", tensor, heads.get(parts[2], 0))
+        yield _Entry(TOP_NAMES[tensor.name], tensor.shape, tensor, 0, 0)
+        return
+    prefix, index, name, suffix = [*tensor.name.split("."), "", "", "", ""][:4]
+    is_known = prefix == "blk" and tensor.name == f"blk.{index}.{name}.{suffix}" and suffix in ("weight", "bias")
+    layer = f"model.layers.{index}."
+    if is_known and name in LAYER_NAMES:
+        heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads} if config.model_type == "llama" else {}
+        yield _Entry(f"{layer}{LAYER_NAMES[name]}.{suffix}", tensor.shape, tensor, 0, heads.get(name, 0))
+    elif is_known and name in EXPERT_NAMES and len(tensor.shape) == 3:
+        for expert in range(tensor.shape[0]):
+            hf_name = f"{layer}mlp.experts.{expert}.{EXPERT_NAMES[name]}.{suffix}"
+            yield _Entry(hf_name, tensor.shape[1:], tensor, expert * tensor.shape[1], 0)
+    else:
+        raise ModelError(f"tensor {tensor.name!r} has no place in a plain {config.model_type} model")
 
 
-def _read_values(entry: _Entry) -> NDArray[np.float32]:
+def _check_shapes(entries: Iterable[_Entry], *, config: ModelConfig) -> None:
+    """Every tensor that the model has, and no other, in the shape that it has there."""
+    if config.model_type == "llama" and config.has_qkv_bias != config.has_output_bias:
+        raise ModelError("it has biases on some of the attention's projections; only on all or on none is supported")
+    try:
+        expected = {name: tuple(part.shape) for name, part in stored_tensors(build_model(config, device="meta"))}
+    except RuntimeError:
+        raise ModelError("its sizes are larger than any memory") from None
+    for entry in entries:
+        shape = expected.pop(entry.name, None)
+        if shape is None:
+            raise ModelError(f"tensor {entry.tensor.name!r} has no place in a plain {config.model_type} model")
+        if shape != entry.shape:
+            raise ModelError(f"tensor {entry.tensor.name!r} has shape {entry.tensor.shape}, its metadata says {shape}")
+    if expected:
+        raise ModelError(f"{len(expected)} tensors are missing, the first is {min(expected)!r}")
+
+
+def _read_values(entry: _Entry) -> Iterator[NDArray[np.float32]]:
     """Values as Hugging Face orders them: llama.cpp rotates neighbours, transformers rotates halves."""
-    values: NDArray[np.float32] = dequantize(entry.tensor.data, entry.tensor.tensor_type).astype(np.float32)
-    if entry.num_rotary_heads:
-        rows, columns = values.shape
-        pairs = values.reshape(entry.num_rotary_heads, rows // entry.num_rotary_heads // 2, 2, columns)
-        values = pairs.swapaxes(1, 2).reshape(rows, columns)
-    return values.reshape(entry.shape)
+    tensor, num_heads = entry.tensor, entry.num_rotary_heads
+    if len(entry.shape) == 1:  # a norm or a bias is one row
+        values = tensor.values(slice(None))
+        yield values[:, _halves(values.size, num_heads)] if num_heads else values
+        return
+    num_rows = entry.shape[0]
+    order = _halves(num_rows, num_heads) if num_heads else np.arange(num_rows) + entry.first_row
+    step = max(1, _CHUNK_BYTES // (4 * entry.shape[-1]))
+    for start in range(0, num_rows, step):
+        yield tensor.values(order[start : start + step])
+
+
+def _halves(num_rows: int, num_heads: int) -> NDArray[np.int64]:
+    """Where the rows lie in the file that transformers wants one after the other."""
+    return np.arange(num_rows).reshape(num_heads, num_rows // num_heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 def _round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -181,10 +265,8 @@ def _round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
 
 
-def _write_safetensors(
-    entries: Iterable[_Entry], *, path: Path, dtype: Literal["bfloat16", "float32"] = "bfloat16"
-) -> None:
-    """Stream the tensors out, so that the model is never in memory as a whole."""
+def _write_safetensors(entries: Iterable[_Entry], *, path: Path, dtype: Literal["bfloat16", "float32"]) -> None:
+    """Stream the tensors out, so that neither the model nor a tensor is in memory as a whole."""
     entries = sorted(entries, key=lambda entry: entry.name)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -199,64 +281,32 @@ def _write_safetensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for entry in track(entries, "converting", console=console, disable=not console.is_terminal):
-            values = _read_values(entry)
-            file.write((_round_to_bfloat16(values) if dtype == "bfloat16" else values.astype("<f4")).tobytes())
+            for values in _read_values(entry):
+                file.write((_round_to_bfloat16(values) if dtype == "bfloat16" else values.astype("<f4")).tobytes())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _build_tokenizer(fields: dict[str, Any], *, source: Path) -> Tokenizer:
-    """The byte-level BPE that the vocabulary and merges describe."""
-    kind, split = str(fields["tokenizer.ggml.model"]), str(fields["tokenizer.ggml.pre"])
-    if kind != "gpt2":
-        raise ModelError(f"{source}: " + unknown_name("GGUF vocabulary", kind, ("gpt2",)))
-    if split not in SPLITTERS:
-        raise ModelError(f"{source}: " + unknown_name("GGUF pre-tokenizer", split, SPLITTERS))
-    return assemble_tokenizer(
-        fields["tokenizer.ggml.tokens"],
-        types=fields["tokenizer.ggml.token_type"],
-        merges=fields["tokenizer.ggml.merges"],
-        splitter=split,
-    )
-
-
-def assemble_tokenizer(
-    tokens: Sequence[str], *, types: Sequence[int], merges: Sequence[str], splitter: str
-) -> Tokenizer:
-    """The tokenizer that a GGUF file's lists mean; `splitter` is a name in SPLITTERS."""
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    # As llama.cpp does: a word that is a token by itself is not built from merges.
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=splitter == "llama-bpe"))
-    tokenizer.pre_tokenizer = SPLITTERS[splitter]()
-    tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
-    added = [token for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
-    return tokenizer
-
-
-def _write_tokenizer_files(fields: dict[str, Any], *, folder: Path) -> None:
-    tokens = fields["tokenizer.ggml.tokens"]
-    ids = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-    found = {short: fields.get(f"tokenizer.ggml.{long}_token_id") for short, long in ids.items()}
-    named = {f"{short}_token": tokens[token_id] for short, token_id in found.items() if token_id is not None}
+def _write_tokenizer_files(fields: Mapping[str, Any], *, folder: Path) -> None:
+    tokens, ids = fields["tokenizer.ggml.tokens"], special_ids(fields)
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(fields[f"{fields['general.architecture']}.context_length"]),
-        **named,
+        **{f"{short}_token": tokens[ids[short]] for short in ("bos", "eos", "pad", "unk") if short in ids},
     }
     _write_json(folder / "tokenizer_config.json", tokenizer_config)
-    stops = {f"{short}_token_id": found[short] for short in ("bos", "eos", "pad") if found[short] is not None}
+    stops: dict[str, Any] = {f"{short}_token_id": ids[short] for short in ("bos", "eos", "pad") if short in ids}
+    ends = list(dict.fromkeys(ids[short] for short in ("eos", "eot", "eom") if short in ids))
+    if len(ends) > 1:
+        stops["eos_token_id"] = ends
     _write_json(folder / "generation_config.json", stops)
     if "tokenizer.chat_template" in fields:
-        (folder / "chat_template.jinja").write_text(fields["tokenizer.chat_template"], encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(str(fields["tokenizer.chat_template"]), encoding="utf-8")
 
 
-def _model_card(source: Path, *, fields: dict[str, Any], counts: Counter[str], base_model: str, origin: str) -> str:
+def _model_card(source: Path, *, fields: Mapping[str, Any], counts: Counter[str], base_model: str, origin: str) -> str:
     kinds = counts.most_common()
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

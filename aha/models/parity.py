@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aha.models.internvl import InternVL
 from aha.models.transformer import Transformer
 
 NUM_CONTINUED = 16
@@ -47,15 +48,19 @@ class Parity:
 def compare_models(model: Transformer, other: Transformer, *, prompts: Sequence[Sequence[int]]) -> Parity:
     """Compare two models of one vocabulary on prompts of token ids, each continued greedily by the first model.
 
-    Each model computes in its own dtype; its logits are compared in float32.
+    Two that see are compared on a picture besides. Each model computes in its own dtype; its logits are compared in
+    float32.
     """
     logit, num_same = 0.0, 0
-    probabilities, argmaxes = [], []
+    probabilities, argmaxes, probes = [], [], []
     for prompt in prompts:
         continued = _continue(model, prompt)
         num_same += continued == _continue(other, prompt)
         token_ids_1T = torch.tensor([continued])
-        ours_TV, theirs_TV = (_logits(m, token_ids_1T) for m in (model, other))
+        probes.append([_logits(m, token_ids_1T) for m in (model, other)])
+    if isinstance(model, InternVL) and isinstance(other, InternVL):
+        probes.append([_picture_logits(m) for m in (model, other)])
+    for ours_TV, theirs_TV in probes:
         logit = max(logit, float((ours_TV - theirs_TV).abs().max()))
         ours, likeliest = ours_TV.softmax(dim=-1).max(dim=-1)
         theirs = theirs_TV.softmax(dim=-1).gather(1, likeliest[:, None]).squeeze(1)
@@ -75,6 +80,16 @@ def compare_models(model: Transformer, other: Transformer, *, prompts: Sequence[
 
 def _logits(model: Transformer, token_ids_1T: Tensor) -> Tensor:
     logits_1TV: Tensor = model(token_ids_1T.to(model.device))
+    return logits_1TV[0].float().cpu()
+
+
+def _picture_logits(model: InternVL) -> Tensor:
+    """Logits behind one tile whose colours run from corner to corner."""
+    vision = model.vision
+    ramp_Y1, ramp_1X = (torch.linspace(-2, 2, vision.image_size).unsqueeze(dim) for dim in (1, 0))
+    tile_YX = (ramp_Y1 * ramp_1X).to(model.device)
+    token_ids_1T = torch.tensor([[vision.image_token_id] * vision.tokens_per_tile], device=model.device)
+    logits_1TV: Tensor = model(token_ids_1T, tile_YX.expand(1, vision.num_channels, -1, -1))
     return logits_1TV[0].float().cpu()
 
 

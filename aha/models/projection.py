@@ -14,6 +14,13 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_ND, weight, bias or None) -> product; the engine passes one that uses packed copies of the weights."""
 
 
+@runtime_checkable
+class HasGrouped(Protocol):
+    """A `Linear` that has its own product of rows with the matrices of experts (aha.models.experts.grouped_product)."""
+
+    def grouped(self, x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor, /) -> Tensor: ...
+
+
 class Attention(Protocol):
     """Which keys every token sees, and where they are kept."""
 

@@ -42,6 +42,10 @@ class Transformer(nn.Module):
         """What adapters lie beside the matrices; None for a plain model."""
         self.activations: Literal["keep", "recompute"] = "keep"
         """Whether training keeps what each layer computes for the backward pass, or its input only."""
+        self.repeats_shared = False
+        """Whether embedding and head stand in the file once more with each module of multi-token prediction."""
+        self.products: Literal["full", "fp8"] = "full"
+        """What training multiplies the layers' matrices in: the parameters' dtype, or FP8 (aha.models.fp8_product)."""
         self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.layers = nn.ModuleList(Layer(config, index=i) for i in range(config.num_layers))
         self.final_norm = nn.Parameter(torch.ones(config.hidden_size))
@@ -93,6 +97,7 @@ class Transformer(nn.Module):
         attention: Attention,
         linear: Linear = F.linear,
         routings: list[Routing] | None = None,
+        embeddings_ND: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states (N, D), after the last norm, of N tokens without padding.
 
@@ -102,9 +107,10 @@ class Transformer(nn.Module):
             attention: which keys every token sees, and where keys and values are kept.
             linear: the matrix product; the engine passes one with prepacked weights.
             routings: where to append what the gate of each sparse layer decided, in order.
+            embeddings_ND: what the layers begin with, where that is not the tokens' own embeddings (InternVL).
         """
         run = self.begin_pass(positions_N, attention=attention, linear=linear)
-        x_ND = F.embedding(token_ids_N, self.embed_tokens)
+        x_ND = F.embedding(token_ids_N, self.embed_tokens) if embeddings_ND is None else embeddings_ND
         for layer in cast(Iterable[Layer], self.layers):
             x_ND, routing = self._through(layer, x_ND, run)
             if routings is not None and routing is not None:
@@ -168,8 +174,14 @@ class Transformer(nn.Module):
         if not self.config.tie_word_embeddings:
             yield StoredPart("lm_head.weight", self.lm_head)
 
-    def save(self, folder: Path | str, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+    def save(
+        self,
+        folder: Path | str,
+        *,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        form: Literal["full", "fp8", "fp8_ue8m0"] = "full",
+    ) -> None:
         """Write config.json and model.safetensors in the Hugging Face layout, each file atomically; adapters merged."""
         from aha.models.checkpoint import save_model  # here: checkpoint imports this module
 
-        save_model(self, folder=Path(folder), dtype=dtype)
+        save_model(self, folder=Path(folder), dtype=dtype, form=form)

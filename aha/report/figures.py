@@ -111,6 +111,17 @@ _CHARTS: tuple[Any, ...] = (
         words.quantity,
         _Curve("divergence", "divergence"),
     ),
+    (
+        "two tokens ahead: loss of multi-token prediction in the supervised steps, nats a token",
+        words.quantity,
+        _Curve("mtp loss", "mtp_loss"),
+    ),
+    (
+        "load of the experts: deviation by mean, of the worst layer and over all; 0 is even",
+        words.quantity,
+        _Curve("worst layer", "expert_load_cv_worst", "third"),
+        _Curve("all layers", "expert_load_cv"),
+    ),
     ("speed, tokens a second", words.quantity, _Curve("tokens/s", "tokens_per_second")),
 )
 """Caption, how its numbers are shown, and the curves."""

@@ -17,12 +17,21 @@ from aha.chat import ChatFormat
 from aha.cost import Ledger, MachinePrice, machine_price
 from aha.engine import Engine
 from aha.errors import AhaError
-from aha.serve.asgi import EventStream, RequireKey, error_response, json_response, on_disconnect, read_body
+from aha.serve.asgi import (
+    MAX_BODY_BYTES,
+    EventStream,
+    RequireKey,
+    error_response,
+    json_response,
+    on_disconnect,
+    read_body,
+)
 from aha.serve.completions import PATH, ChatCompletions
 from aha.serve.engine_thread import MAX_PENDING, EngineThread, EngineUnavailableError
 from aha.serve.errors import ApiError, to_api_error
 from aha.serve.metering import Meter
 from aha.serve.openai import IGNORED, ChatRequest, read_chat_request
+from aha.serve.pictures import MAX_PICTURE_BODY_BYTES, PictureIntake
 
 DEFAULT_PRICE = "cpu-2core-hour"
 _log = logging.getLogger(__name__)
@@ -63,16 +72,19 @@ def create_app(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _add_errors(app)
     _add_information(app, thread, model_name=model_name)
-    _add_completions(app, ChatCompletions(thread, chat=chat, meter=meter, model_name=model_name))
+    vision = engine.model.config.vision
+    intake = PictureIntake.of_model(vision, folder=chat.folder, model_name=model_name)
+    completions = ChatCompletions(thread, chat=chat, intake=intake, meter=meter, model_name=model_name)
+    _add_completions(app, completions, max_bytes=MAX_BODY_BYTES if vision is None else MAX_PICTURE_BODY_BYTES)
     if api_keys:
         app.add_middleware(RequireKey, api_keys=api_keys)
     return app
 
 
-def _add_completions(app: FastAPI, completions: ChatCompletions) -> None:
+def _add_completions(app: FastAPI, completions: ChatCompletions, *, max_bytes: int) -> None:
     @app.post(PATH)
     async def chat_completions(request: Request) -> Response:
-        asked = read_chat_request(await read_body(request))
+        asked = read_chat_request(await read_body(request, max_bytes=max_bytes))
         answer = await completions.begin(asked)
         if asked.stream:
             events = answer.chunks(includes_usage=asked.includes_usage)
@@ -94,6 +106,7 @@ def _add_information(app: FastAPI, thread: EngineThread, *, model_name: str) -> 
         "owned_by": "aha",
         "context_length": thread.engine.model.config.max_position_embeddings,
         "capabilities": {"supported_parameters": fields, "ignored_parameters": sorted(IGNORED)},
+        "input_modalities": ["text"] if thread.engine.model.config.vision is None else ["text", "image"],
     }
 
     @app.get("/")

@@ -18,7 +18,7 @@ from aha.serve.errors import ApiError
 from aha.serve.openai import to_json
 
 MAX_BODY_BYTES = 2 * 2**20
-_MAX_DISCARDED_BYTES = 8 * MAX_BODY_BYTES
+_MAX_DISCARDED_BYTES = 7 * MAX_BODY_BYTES
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """Need no key: orchestrators ask them."""
 
@@ -58,11 +58,11 @@ class RequireKey:
         return scheme.lower() == b"bearer" and any(matches)
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """The body of a JSON request.
 
     Raises:
-        ApiError: it is larger than MAX_BODY_BYTES, or declared as something else than JSON.
+        ApiError: it is larger than `max_bytes`, or declared as something else than JSON.
     """
     declared = request.headers.get("content-type", "")
     # A page in a browser can send every other type to a server on this machine without asking it first.
@@ -73,12 +73,12 @@ async def read_body(request: Request) -> bytes:
     num_bytes = 0
     async for piece in request.stream():
         num_bytes += len(piece)
-        if num_bytes <= MAX_BODY_BYTES:
+        if num_bytes <= max_bytes:
             body += piece
-        elif num_bytes > _MAX_DISCARDED_BYTES:
+        elif num_bytes > max_bytes + _MAX_DISCARDED_BYTES:
             break  # a caller who is still sending is heard out for a while, else it would not read the answer
-    if num_bytes > MAX_BODY_BYTES:
-        limit = f"the body may have {MAX_BODY_BYTES} bytes, got {num_bytes} or more"
+    if num_bytes > max_bytes:
+        limit = f"the body may have {max_bytes} bytes, got {num_bytes} or more"
         raise ApiError(413, f"{limit}; send a shorter conversation", code="request_too_large")
     return bytes(body)
 

@@ -12,10 +12,12 @@ from fastapi.concurrency import run_in_threadpool
 from aha.chat import ChatFormat
 from aha.engine import EngineEvent
 from aha.errors import AhaError, RequestError
+from aha.images import stack_pixels
 from aha.serve.engine_thread import EngineThread, Job
 from aha.serve.errors import ApiError, to_api_error
 from aha.serve.metering import Meter
 from aha.serve.openai import ChatRequest, delta_choice, event_bytes, message_choice, usage_body
+from aha.serve.pictures import PictureIntake
 from aha.streaming import Delta, StreamSplitter
 from aha.types import FinishReason, Usage
 
@@ -28,9 +30,12 @@ _FIELDS = {"reasoning": "reasoning_content", "content": "content"}
 class ChatCompletions:
     """Answers chat requests with one model."""
 
-    def __init__(self, engine: EngineThread, *, chat: ChatFormat, meter: Meter, model_name: str) -> None:
+    def __init__(
+        self, engine: EngineThread, *, chat: ChatFormat, intake: PictureIntake, meter: Meter, model_name: str
+    ) -> None:
         self._engine = engine
         self._chat = chat
+        self._intake = intake
         self._meter = meter
         self._model_name = model_name
         self._window = engine.engine.model.config.max_position_embeddings
@@ -40,14 +45,15 @@ class ChatCompletions:
 
         Raises:
             ApiError: another model is asked for.
-            RequestError: the conversation does not fit the model's window or its template.
+            RequestError: the conversation does not fit the model's window or its template, or has a picture that
+                cannot be used.
             ServerBusyError, EngineUnavailableError: it cannot be taken now.
         """
         if request.model != self._model_name:
             said = f"the model {request.model[:60]!r} is not served here; choose from: {self._model_name}"
             raise ApiError(404, said, param="model", code="model_not_found")
         self._engine.check_open(request.n or 1)
-        messages = [message.to_message() for message in request.messages]
+        messages = await self._intake.messages(request)
         # In a thread: two megabytes of text take the tokenizer a while, and streams must flow meanwhile.
         prompt_ids = await run_in_threadpool(self._chat.render, messages)
         room = self._window - len(prompt_ids)
@@ -61,7 +67,7 @@ class ChatCompletions:
         sampling = request.sampling(room=room)
         is_thinking = self._chat.starts_in_thinking(prompt_ids)
         splitters = [self._chat.splitter(is_thinking, stop=sampling.stop) for _ in range(sampling.num_samples)]
-        job = self._engine.submit(prompt_ids, sampling)
+        job = self._engine.submit(prompt_ids, sampling, pixels_M3YX=stack_pixels(messages))
         return Answer(job, splitters=splitters, engine=self._engine, meter=self._meter, model_name=self._model_name)
 
 
@@ -141,6 +147,8 @@ class Answer:
             prompt_tokens=len(self._job.prompt_ids),
             completion_tokens=self._job.num_drawn_tokens,
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
+            accepted_prediction_tokens=self._job.num_accepted_drafts,
+            rejected_prediction_tokens=self._job.num_rejected_drafts,
         )
 
     async def _usage_body(self) -> dict[str, Any]:

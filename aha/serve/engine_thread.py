@@ -12,12 +12,18 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from aha.engine import Engine, EngineEvent
 from aha.errors import AhaError
 from aha.types import SamplingParams
 
 MAX_PENDING = 128
 """Completions under way, running and waiting, beyond which requests are refused."""
+MAX_PIXEL_BYTES = 2**30
+"""Tiles of pictures under way (2.4 MB each for 448 pixels) beyond which requests with pictures are refused."""
 MAX_PREFILL_TOKENS = 8192
 """Prompt tokens let in before the running completions get their next token, unless one prompt alone is longer."""
 STALL_SECONDS = 120.0
@@ -36,13 +42,21 @@ class EngineUnavailableError(AhaError):
 class Job:
     """One request under way, made by `EngineThread.submit`. Everything public belongs to the event loop."""
 
-    def __init__(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> None:
+    def __init__(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, pixels_M3YX: NDArray[np.float32] | None = None
+    ) -> None:
         self.prompt_ids = prompt_ids
         self.sampling = sampling
+        self.pixels_M3YX = pixels_M3YX
+        """Tiles of the prompt's pictures, if it has any, until the engine has taken them."""
+        self.num_pixel_bytes = 0 if pixels_M3YX is None else pixels_M3YX.nbytes
         self.engine_ns = 0
         """Nanoseconds of the engine's time that this request has used: its share of every step it took part in."""
         self.num_drawn_tokens = 0
         """Tokens drawn for all its completions, whether anybody read them or not."""
+        self.num_accepted_drafts = 0
+        """Of these, tokens that had been drafted."""
+        self.num_rejected_drafts = 0
         self.is_cancelled = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the engine has let go of the request and `engine_ns` is final."""
@@ -147,10 +161,15 @@ class EngineThread:
         if self._live and self.num_pending + num_samples > self.max_pending:
             raise ServerBusyError(f"{self.num_pending} completions are under way, the most this server takes; retry")
 
-    def submit(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> Job:
-        """Hand a request to the engine. Raises as `check_open`."""
+    def submit(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, pixels_M3YX: NDArray[np.float32] | None = None
+    ) -> Job:
+        """Hand a request to the engine, with the tiles of its pictures. Raises as `check_open`."""
         self.check_open(sampling.num_samples)
-        job = Job(prompt_ids, sampling)
+        job = Job(prompt_ids, sampling, pixels_M3YX=pixels_M3YX)
+        held = sum(other.num_pixel_bytes for other in self._live)
+        if job.num_pixel_bytes and held and held + job.num_pixel_bytes > MAX_PIXEL_BYTES:
+            raise ServerBusyError("the pictures of other requests take all the memory there is for them; retry")
         self._live.add(job)
         self._commands.put(_Command("run", job))
         return job
@@ -212,7 +231,10 @@ class EngineThread:
                 return
             self._waiting.popleft()
             try:
-                self._running[self.engine.submit(job.prompt_ids, job.sampling)] = job
+                pixels_M3YX = None if job.pixels_M3YX is None else torch.from_numpy(job.pixels_M3YX)
+                request_id = self.engine.submit(job.prompt_ids, job.sampling, pixels_M3YX=pixels_M3YX)
+                self._running[request_id] = job
+                job.pixels_M3YX = None
             except AhaError as error:
                 self._tell([_News(job, [], error, has_ended=True)])
 
@@ -227,13 +249,19 @@ class EngineThread:
         by_request: dict[int, list[EngineEvent]] = {}
         for event in events:
             by_request.setdefault(event.request_id, []).append(event)
+        look = self.engine.queue.unseen.last_look
+        if look is not None:
+            self._running[look.request_id].engine_ns += look.elapsed_ns
+            elapsed_ns -= look.elapsed_ns
         self._charge(by_request, elapsed_ns=elapsed_ns)
         self._tell([self._news(request_id, of_request) for request_id, of_request in by_request.items()])
 
     def _charge(self, by_request: dict[int, list[EngineEvent]], *, elapsed_ns: int) -> None:
         """Divide the step's time among those it worked for: by prompt tokens in a prefill, else by rows."""
         shares = {
-            request_id: len(self._running[request_id].prompt_ids) if self._has_just_prefilled else len(events)
+            request_id: len(self._running[request_id].prompt_ids)
+            if self._has_just_prefilled
+            else len({event.sample_index for event in events})  # a row whose drafts were right has several events
             for request_id, events in by_request.items()
         }
         for request_id, share in shares.items():
@@ -264,6 +292,8 @@ class EngineThread:
         """In the event loop: hand tokens to those who wait for them."""
         for job, events, error, has_ended in news:
             job.num_drawn_tokens += sum(1 for event in events if event.token_id is not None)
+            job.num_accepted_drafts += sum(event.was_drafted for event in events)
+            job.num_rejected_drafts += sum(event.num_rejected_drafts for event in events)
             if not job.is_cancelled:
                 job._inbox.put_nowait(error or events)
             if has_ended and not job.ended.done():

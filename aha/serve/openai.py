@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aha.errors import RequestError
-from aha.types import FinishReason, Message, SamplingParams, Usage
+from aha.types import FinishReason, Message, Picture, SamplingParams, Usage
 
 MAX_SAMPLES = 8
 MAX_STOPS = 4
@@ -58,13 +58,33 @@ def _without_nul(text: str) -> str:
 Text = Annotated[str, AfterValidator(_without_nul)]
 
 
-class TextPart(BaseModel):
-    """One part of a message that is given in parts."""
+class ImageUrl(BaseModel):
+    """Where a picture is: in the request itself, as a data URI."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    type: Literal["text"]
-    text: Text
+    url: Text
+    detail: Literal["auto", "low", "high"] | None = None
+    """"low" sees the whole picture in one tile; the others cut a large one into several."""
+
+
+class ContentPart(BaseModel):
+    """One part of a message that is given in parts: text or a picture."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    type: Literal["text", "image_url"]
+    text: Text | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _holds_what_it_says(self) -> ContentPart:
+        for name in ("text", "image_url"):
+            if (getattr(self, name) is None) == (self.type == name):
+                raise ValueError(
+                    f"has type {self.type!r}, so it must {'hold' if self.type == name else 'not hold'} {name}"
+                )
+        return self
 
 
 class ChatMessage(BaseModel):
@@ -73,15 +93,21 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | list[ContentPart]
     reasoning_content: Text | None = None
     name: str | None = None
 
-    def to_message(self) -> Message:
-        """Parts are joined as they stand; "developer" is OpenAI's newer word for "system"."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    @property
+    def parts(self) -> list[ContentPart]:
+        """Of a message that is given in parts; of another, nothing."""
+        return [] if isinstance(self.content, str) else self.content
+
+    def to_message(self, pictures: Sequence[Picture] = ()) -> Message:
+        """Texts are joined as they stand; "developer" is OpenAI's newer word for "system"."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text or "" for part in self.content)
         role = "system" if self.role == "developer" else self.role
-        return Message(role, text, self.reasoning_content if role == "assistant" else None)
+        reasoning = self.reasoning_content if role == "assistant" else None
+        return Message(role, text, reasoning, pictures=tuple(pictures))
 
 
 class StreamOptions(BaseModel):
@@ -236,7 +262,11 @@ def usage_body(usage: Usage, *, cost_nano_usd: int, price_id: str) -> dict[str, 
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "accepted_prediction_tokens": usage.accepted_prediction_tokens,
+            "rejected_prediction_tokens": usage.rejected_prediction_tokens,
+        },
         "cost": {"usd": show_usd(cost_nano_usd), "basis": "self_host_measured", "price_id": price_id},
     }
 

@@ -19,7 +19,7 @@ import uvicorn
 from aha import hub
 from aha.chat import ChatFormat
 from aha.cost import Ledger, MachinePrice, machine_price
-from aha.engine import Engine
+from aha.engine import Engine, Speculation
 from aha.errors import ConfigError
 from aha.models import load_model
 from aha.serve.app import DEFAULT_PRICE, create_app
@@ -38,6 +38,7 @@ def run(
     api_key: str = "",
     device: str = "auto",
     price: str = DEFAULT_PRICE,
+    speculation: Speculation = "auto",
 ) -> None:
     """Serve what MODEL names until SIGTERM or Ctrl-C, then finish the answers under way.
 
@@ -47,6 +48,7 @@ def run(
         port: 0 takes a free one.
         api_key: what callers must send; "" asks nothing.
         price: name of the machine's hourly price, see `aha.cost.machine_price`.
+        speculation: see `aha.engine.Engine`.
 
     Raises:
         AhaError: no such model or price; a host, port or key that cannot be used.
@@ -61,7 +63,13 @@ def run(
         folder = hub.resolve(model)
         chat = ChatFormat.load(folder)
         loaded = load_model(folder, device=device, resolve=hub.resolve)
-        engine = Engine(loaded, max_batch_size=MAX_BATCH_SIZE, decode=chat.decode, stop_token_ids=chat.stop_token_ids)
+        engine = Engine(
+            loaded,
+            max_batch_size=MAX_BATCH_SIZE,
+            decode=chat.decode,
+            stop_token_ids=chat.stop_token_ids,
+            speculation=speculation,
+        )
         name = served_name(model)
         keys = (api_key,) if api_key else ()
         app = create_app(engine, chat, model_name=name, api_keys=keys, price=hourly, ledger=ledger)

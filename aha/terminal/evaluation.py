@@ -24,6 +24,7 @@ from aha.evaluate import (
     select_problems,
 )
 from aha.tasks import Task, get_task
+from aha.template import Thinking
 from aha.terminal.subject import Subject, open_endpoint, open_local
 from aha.train.columns import clock
 from aha.train.console import Advance, Console, printable
@@ -52,6 +53,7 @@ class EvalOptions:
     max_tokens: int | None
     seed: int
     device: str
+    thinking: Thinking = "default"
     price: str
     budget_usd: float | None
     concurrency: int
@@ -127,7 +129,10 @@ def _open(
             task=task,
             problems=problems,
             max_tokens=max_tokens,
+            thinking=options.thinking,
         )
+    if options.thinking != "default":
+        raise ConfigError("--thinking throws a switch of the chat template, which an endpoint has on its own side")
     return open_endpoint(
         options.model,
         price=options.price,

@@ -17,6 +17,7 @@ from aha.cost.prices import MachinePrice, TokenPrice, machine_price
 from aha.errors import ConfigError
 from aha.evaluate import Respond, conversation
 from aha.tasks.base import Task
+from aha.template import Thinking
 from aha.terminal.conversation import OpenModel, open_model
 from aha.train.rollouts import respond_with
 from aha.types import Completion, Message, Problem, SamplingParams
@@ -47,7 +48,14 @@ class Subject:
 
 
 def open_local(
-    name: str, *, device: str, price: str, task: Task, problems: Sequence[Problem], max_tokens: int
+    name: str,
+    *,
+    device: str,
+    price: str,
+    task: Task,
+    problems: Sequence[Problem],
+    max_tokens: int,
+    thinking: Thinking = "default",
 ) -> Subject:
     """A folder, a run, a built-in model or one from Hugging Face, with an engine of its own.
 
@@ -55,7 +63,7 @@ def open_local(
         price: of the machine: a name or id in the price book, or dollars an hour; "" goes by the device.
     """
     machine = machine_price(price, on=_today()) if price else None
-    opened = open_model(name, device=device)
+    opened = open_model(name, device=device, thinking=thinking)
     machine = machine or _machine_of(opened)
     dtype = str(opened.model.dtype).removeprefix("torch.")
     cap = _max_tokens_cap(opened, task=task, problems=problems, max_tokens=max_tokens)
@@ -68,9 +76,10 @@ def open_local(
         )
     if machine is None:
         notices.append("this machine has no price in the book, so there are no dollars; give yours by --price USD")
+    switched = "" if thinking == "default" else f" thinking {thinking}"
     return Subject(
         respond=respond_with(opened.engine, opened.chat),
-        identity=f"{name.rstrip('/')}@sha256:{fingerprint(opened.folder)} {dtype}",
+        identity=f"{name.rstrip('/')}@sha256:{fingerprint(opened.folder)} {dtype}{switched}",
         price=machine,
         count_tokens=lambda text: len(opened.chat.encode(text)),
         max_tokens_cap=cap,

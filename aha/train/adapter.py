@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aha.errors import ConfigError
-from aha.export import Proof, write_merged
+from aha.export import write_merged
+from aha.export.proof import Proof
 from aha.models import (
     BaseWeights,
     Transformer,
@@ -18,7 +19,7 @@ from aha.models import (
     reset_lora,
     save_adapter,
 )
-from aha.train.stage import StageConfig, derive_seed
+from aha.train.stage import StageConfig, TrainingConfig, derive_seed
 
 
 def begin_lora(model: Transformer, config: StageConfig, *, folder: Path) -> None:
@@ -48,6 +49,7 @@ def begin_lora(model: Transformer, config: StageConfig, *, folder: Path) -> None
 def prepare_stage(model: Transformer, config: StageConfig) -> None:
     """Settings of a stage that the model itself follows."""
     model.activations = "recompute" if config.recomputes_activations else "keep"
+    model.products = config.products if isinstance(config, TrainingConfig) else "full"
 
 
 def save_weights(model: Transformer, folder: Path) -> None:

@@ -70,6 +70,11 @@ LOSS_COLUMNS = (
     Column("learning rate", 13, shows("learning_rate", ".2e"), "learning rate {}"),
     Column("grad norm", 9, shows("grad_norm", ".3f"), "grad norm {}"),
 )
+SPARSE_COLUMNS = {
+    "mtp_loss": Column("mtp loss", 8, shows("mtp_loss", ".4f"), "mtp loss {}"),
+    "expert_load_cv": Column("load cv", 7, shows("expert_load_cv", ".2f"), "load cv {}"),
+}
+"""What supervised steps of sparse models show besides, by the key that their rows then have."""
 COST_COLUMNS = (
     Column("tok/s", 6, shows("tokens_per_second", ".0f"), "{} tok/s"),
     Column("cost $", 7, shows("cost_usd", ".4f"), "${}"),

@@ -24,6 +24,7 @@ from aha.train.columns import (
     LOSS_COLUMNS,
     MORE_REWARD_COLUMNS,
     REWARD_COLUMNS,
+    SPARSE_COLUMNS,
     Column,
     clock,
     number_of,
@@ -208,13 +209,16 @@ class Console:
         step = Column("step", 8, lambda row: self._step_words(row), "step {}")
         left = Column("left", 6, lambda row: self._time_left(row), "{} left")
         is_reward_step = "reward_mean" in metrics
+        is_wide = self.mode == "plain" or self._rich.width >= WIDE_COLUMNS
         middle = list(REWARD_COLUMNS if is_reward_step else LOSS_COLUMNS)
         if "num_kept" in metrics:
             middle = list(COLLECTING_COLUMNS)
         elif "divergence" in metrics:
             middle = list(FOLLOWING_COLUMNS)
-        elif is_reward_step and (self.mode == "plain" or self._rich.width >= WIDE_COLUMNS):
+        elif is_reward_step and is_wide:
             middle += MORE_REWARD_COLUMNS
+        elif is_wide:
+            middle += [column for key, column in SPARSE_COLUMNS.items() if key in metrics]
         return [step, *middle, *COST_COLUMNS, left]
 
     def _step_words(self, row: Mapping[str, object]) -> str:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from aha.client import ENDPOINT_PREFIX, BudgetExceededError
 from aha.errors import ConfigError
-from aha.models import Transformer
+from aha.models import Routing, Transformer
 from aha.tasks import get_task
+from aha.train.balance import ExpertLoad, load_metrics
 from aha.train.batches import TrainingSequence, pack, split_by_tokens
 from aha.train.collecting import CollectingConfig, Collector
 from aha.train.divergence import Divergence, token_divergences
@@ -124,7 +125,10 @@ def train(
 def follow(
     config: DistillConfig, job: Job, *, optimizer: Optimizer | None, first_step: int, state: dict[str, Any] | None
 ) -> None:
-    """On-policy steps: the student samples, and its divergence from the teacher at every token is lowered."""
+    """On-policy steps: the student samples, and its divergence from the teacher at every token is lowered.
+
+    As in GRPO, the experts' selection biases and the modules of multi-token prediction stay as they are.
+    """
     assert optimizer is not None, "a stage that trains has an optimiser"
     task = get_task(config.task)
     stream = ProblemStream(task, seed=job.seed(config), cursor=(state or {}).get("problem_cursor", 0))
@@ -143,8 +147,8 @@ def follow(
             sampled_tokens = {key: metrics[key] for key in ("prompt_tokens", "completion_tokens")}
             job.charge("sampling", seconds=time.perf_counter() - started, **sampled_tokens)
             started_training = time.perf_counter()
-            sequences = _sequences(groups)
-            divergence = _accumulate_gradients(job.model, teacher.engine.model, sequences, config=config)
+            sequences, load = _sequences(groups), ExpertLoad()
+            divergence = _accumulate_gradients(job.model, teacher.engine.model, sequences, config=config, load=load)
             grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
             learning_rate = scheduled_learning_rate(config, step=step)
             is_taken = job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
@@ -156,6 +160,7 @@ def follow(
                 "learning_rate": learning_rate,
                 "loss": divergence,
                 "divergence": divergence,
+                **load_metrics([load]),
                 "grad_norm": grad_norm,
                 "is_skipped": not is_taken,
                 "trained_tokens": num_tokens,
@@ -176,15 +181,27 @@ def _sequences(groups: Sequence[RolloutGroup]) -> list[TrainingSequence]:
 
 
 def _accumulate_gradients(
-    student: Transformer, teacher: Transformer, sequences: Sequence[TrainingSequence], *, config: DistillConfig
+    student: Transformer,
+    teacher: Transformer,
+    sequences: Sequence[TrainingSequence],
+    *,
+    config: DistillConfig,
+    load: ExpertLoad,
 ) -> float:
     """Backpropagate the mean divergence per sampled token; returns it, in nats."""
     num_tokens = sum(s.num_trained for s in sequences)
     total = 0.0
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
+        routings: list[Routing] = []
         divergence_M = token_divergences(
-            student, teacher, pack(micro_batch), divergence=config.divergence, temperature=config.temperature
+            student,
+            teacher,
+            pack(micro_batch),
+            divergence=config.divergence,
+            temperature=config.temperature,
+            routings=routings,
         )
+        load.add(routings)
         loss = divergence_M.sum() / num_tokens
         loss.backward()
         total += loss.item()

@@ -7,9 +7,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from aha.models import PackedAttention, Transformer
+from aha.models import Routing, Transformer
 from aha.train.batches import PackedBatch
-from aha.train.logprobs import CHUNK_ELEMENTS
+from aha.train.logprobs import CHUNK_ELEMENTS, packed_states
 
 Divergence = Literal["reverse_kl", "forward_kl"]
 _LOWEST = -1e30
@@ -17,7 +17,13 @@ _LOWEST = -1e30
 
 
 def token_divergences(
-    student: Transformer, teacher: Transformer, batch: PackedBatch, *, divergence: Divergence, temperature: float = 1.0
+    student: Transformer,
+    teacher: Transformer,
+    batch: PackedBatch,
+    *,
+    divergence: Divergence,
+    temperature: float = 1.0,
+    routings: list[Routing] | None = None,
 ) -> Tensor:
     """Divergence at every trained position of a packed batch, over the whole vocabulary.
 
@@ -26,23 +32,17 @@ def token_divergences(
 
     Args:
         temperature: what both models' logits are divided by: the one the tokens were sampled with.
+        routings: where to append what the gates of the student's sparse layers decided.
 
     Returns:
         Nats (M,), float32, differentiable in the student's parameters only.
     """
-    hidden_MD = _predicting_states(student, batch)
+    hidden_MD = packed_states(student, batch, routings=routings).index_select(0, batch.predictor_rows_M)
     with torch.no_grad():
-        teacher_MD = _predicting_states(teacher, batch)
+        teacher_MD = packed_states(teacher, batch).index_select(0, batch.predictor_rows_M)
     arguments = (hidden_MD, student.output_weight, teacher_MD, teacher.output_weight.detach())
     result = _ChunkedDivergence.apply(*arguments, divergence, 1.0 / temperature)  # type: ignore[no-untyped-call]
     return cast(Tensor, result)
-
-
-def _predicting_states(model: Transformer, batch: PackedBatch) -> Tensor:
-    hidden_ND = model.hidden_states(
-        batch.token_ids_N, positions_N=batch.positions_N, attention=PackedAttention(batch.lengths, rows=batch.rows)
-    )
-    return hidden_ND.index_select(0, batch.predictor_rows_M)
 
 
 class _ChunkedDivergence(torch.autograd.Function):

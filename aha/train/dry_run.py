@@ -24,6 +24,7 @@ from aha.train.machines import CPU_RUNTIME_BYTES, GIB, GPU_RUNTIME_BYTES, GPUS, 
 from aha.train.plan import four_bit_savings, memory_of, num_trained, peak_bytes, plan
 from aha.train.plan_table import describe
 from aha.train.run_shape import RunShape
+from aha.train.scratch import architecture_config, tokenizer_folder
 from aha.train.sft import SupervisedConfig
 from aha.train.source import read_source
 from aha.train.stage import StageConfig, TrainingConfig
@@ -117,7 +118,7 @@ def _resolve_dtype(config: StageConfig) -> DTypeName:
 def _model_config(config: StageConfig) -> ModelConfig:
     if config.model in KNOWN_CONFIGS:
         return known_config(config.model)
-    return read_config(hub.resolve(config.architecture if config.model == "scratch" else config.model))
+    return architecture_config(config) if config.model == "scratch" else read_config(hub.resolve(config.model))
 
 
 def _shape(config: StageConfig, *, dtype: DTypeName, num_evaluations: int) -> RunShape:
@@ -143,7 +144,14 @@ def _shape(config: StageConfig, *, dtype: DTypeName, num_evaluations: int) -> Ru
             **common,  # type: ignore[arg-type]
         )
     if isinstance(config, SupervisedConfig):
-        return RunShape(stage="sft", prompts_per_step=config.examples_per_step, **common)  # type: ignore[arg-type]
+        # Absent where multi-token prediction is no objective of the stage.
+        mtp_weight = getattr(config, "mtp_weight", 0.0)
+        return RunShape(
+            stage="sft",
+            prompts_per_step=config.examples_per_step,
+            mtp_weight=mtp_weight,
+            **common,  # type: ignore[arg-type]
+        )
     assert isinstance(config, CollectingConfig)
     return RunShape(
         stage="rejection",
@@ -159,7 +167,7 @@ def _prompt_tokens(config: StageConfig) -> int:
     asked = [conversation(task, problem=p) for p in islice(task.problems("train", seed=config.seed), 32)]
     is_here = config.model not in KNOWN_CONFIGS or Path(config.model).is_dir()
     if is_here:
-        chat = ChatFormat.load(hub.resolve(config.architecture if config.model == "scratch" else config.model))
+        chat = ChatFormat.load(tokenizer_folder(config) if config.model == "scratch" else hub.resolve(config.model))
         return max(len(chat.render(messages)) for messages in asked)
     longest = max(sum(len(message.content) for message in messages) for messages in asked)
     return TEMPLATE_TOKENS + int(longest * UNKNOWN_TOKENIZER_TOKENS_PER_CHAR)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aha.models import Transformer
+from aha.models import Routing, Transformer
 from aha.tasks import get_task
 from aha.tasks.rewards import with_rewards
 from aha.train.advantages import group_advantages
+from aha.train.balance import ExpertLoad, load_metrics
 from aha.train.batches import TrainingSequence, pack, split_by_tokens
 from aha.train.grpo_config import GRPOConfig
 from aha.train.importance import sampler_ratio, truncated_weights
@@ -26,7 +27,7 @@ from aha.train.metrics import rollout_metrics, sample_rows, thinking_tokens
 from aha.train.optimizer import Optimizer
 from aha.train.rollouts import ProblemStream, collect
 from aha.train.speed import speed_metrics
-from aha.train.stage import derive_seed, scheduled_learning_rate
+from aha.train.stage import derive_seed, scheduled_balance_speed, scheduled_learning_rate
 from aha.train.tally import UpdateTally, merge
 from aha.train.watchdog import explain
 from aha.types import FinishReason, Rollout, RolloutGroup, SamplingParams
@@ -76,12 +77,18 @@ def train(
         minibatches = [m for n in range(config.updates_per_step) if (m := sequences[n :: config.updates_per_step])]
         # The first update is on policy.
         minibatches[1:] = [with_old_logprobs(job.model, minibatch, config) for minibatch in minibatches[1:]]
-        updates = []
-        for minibatch in minibatches:
+        updates, loads = [], [ExpertLoad() for _ in minibatches]
+        for minibatch, load in zip(minibatches, loads, strict=True):
             staleness = job.model.weight_version - oldest_version(groups)
-            update = accumulate_gradients(job.model, minibatch, config=config, reference=reference)
+            update = accumulate_gradients(job.model, minibatch, config=config, reference=reference, load=load)
             grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
-            is_taken = job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
+            is_taken = job.step_if_finite(
+                optimizer,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                load=load,
+                balance_speed=scheduled_balance_speed(config, step=step),
+            )
             if not is_taken:
                 job.dump_skipped(step, minibatch)
             updates.append({**update, "grad_norm": grad_norm, "staleness": staleness, "is_skipped": not is_taken})
@@ -97,6 +104,7 @@ def train(
         )
         job.charge("training", seconds=train_seconds, trained_tokens=num_trained)
         metrics |= {
+            **load_metrics(loads),
             "learning_rate": learning_rate,
             "trained_tokens": num_trained,
             "rollout_seconds": rollout_seconds,
@@ -167,13 +175,17 @@ def accumulate_gradients(
     *,
     config: GRPOConfig,
     reference: Transformer | None = None,
+    load: ExpertLoad | None = None,
 ) -> dict[str, float]:
     """Backpropagate the mean loss of an update; returns it with its metrics.
 
     The one normaliser is that of all sequences together, so that gradients depend neither on the split into
     micro-batches nor on padding (there is none).
+
+    Args:
+        load: where to count what a sparse model's experts were given.
     """
-    objective = config.chosen_loss
+    objective, load = config.chosen_loss, load or ExpertLoad()
     size = UpdateSize(
         num_tokens=sum(s.num_trained for s in sequences),
         num_sequences=len(sequences),
@@ -182,8 +194,9 @@ def accumulate_gradients(
     normaliser = size.normaliser(objective.aggregation)
     tally, total = UpdateTally(objective, importance_cap=config.importance_cap), 0.0
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
-        batch = pack(micro_batch)
-        logprobs_M, entropy_M = token_logprobs(model, batch, temperature=config.temperature)
+        batch, routings = pack(micro_batch), list[Routing]()
+        logprobs_M, entropy_M = token_logprobs(model, batch, temperature=config.temperature, routings=routings)
+        load.add(routings)
         tokens = policy_tokens(micro_batch, logprobs_M=logprobs_M, advantages_M=batch.advantages_M)
         policy = objective.token_losses(tokens, clip_low=objective.clip_low, clip_high=objective.clip_high)
         losses_M, kl_M = policy.losses_M, torch.zeros_like(entropy_M)

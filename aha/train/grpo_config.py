@@ -47,6 +47,9 @@ class GRPOConfig(TrainingConfig):
     """Weight of the KL term to the starting model (beta). 0 leaves the reference model and its memory out."""
     kl_estimator: KLEstimator = "k3"
     """k1 as in a reward, k2, or k3 times the ratio: all have the KL's gradient on policy, and differ off it."""
+    balance_speed: float = 0.0
+    """By how much a step moves the selection biases of experts. 0, unlike in supervised stages: a policy whose routing
+    is moved between its update and its next samples changes by more than its gradient."""
     preflight_prompts: int = 16
     """Groups sampled before training to see whether the run can learn; 0 trains without looking."""
     rewards: tuple[str, ...] = ("accuracy",)
@@ -59,6 +62,11 @@ class GRPOConfig(TrainingConfig):
         if self.loss not in LOSSES:
             raise ConfigError(unknown_name("loss", self.loss, LOSSES))
         read_rewards(self.rewards)
+        if self.products == "fp8" and not self.importance_cap:
+            # The engine samples with the parameters as they are.
+            raise ConfigError(
+                'products = "fp8" makes the trainer another model than the sampler; set importance_cap = 2'
+            )
         rules = (
             ("group_size", self.group_size >= 2, "at least 2: a lone completion has nothing to be compared with"),
             ("prompts_per_step", self.prompts_per_step >= 1, "at least 1"),

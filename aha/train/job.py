@@ -20,6 +20,7 @@ from aha.engine import Engine
 from aha.evaluate import EvalResult, Progress, evaluate
 from aha.models import Transformer, frozen_twin
 from aha.train.adapter import save_weights
+from aha.train.balance import ExpertLoad, move_biases
 from aha.train.batches import TrainingSequence
 from aha.train.console import Console
 from aha.train.optimizer import Optimizer
@@ -221,12 +222,27 @@ class Job:
         """Where a stage keeps the model before it, when that is its teacher."""
         return self.run.folder / "checkpoints" / f"teacher_{stage_index}"
 
-    def step_if_finite(self, optimizer: Optimizer, *, learning_rate: float, grad_norm: float) -> bool:
-        """Take the optimiser's step unless the gradient is not finite; says whether it was taken."""
+    def step_if_finite(
+        self,
+        optimizer: Optimizer,
+        *,
+        learning_rate: float,
+        grad_norm: float,
+        load: ExpertLoad | None = None,
+        balance_speed: float = 0.0,
+    ) -> bool:
+        """Take the optimiser's step unless the gradient is not finite; says whether it was taken.
+
+        Args:
+            load: what the experts were given in this step.
+            balance_speed: how far it moves their selection biases.
+        """
         if not math.isfinite(grad_norm):
             optimizer.zero_grad()
             return False
         optimizer.step(learning_rate=learning_rate)
+        if load is not None and balance_speed:
+            move_biases(self.model, load, speed=balance_speed)
         return True
 
     def reference_folder(self, stage_index: int) -> Path:

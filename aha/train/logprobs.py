@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from aha.models import PackedAttention, Transformer
+from aha.models import PackedAttention, Routing, Transformer
+from aha.models.fp8_product import training_products
 from aha.train.batches import PackedBatch
 
 CHUNK_ELEMENTS = 1 << 24
@@ -25,17 +26,34 @@ class TokenLogprobs(NamedTuple):
     entropy_M: Tensor
 
 
-def token_logprobs(model: Transformer, batch: PackedBatch, *, temperature: float = 1.0) -> TokenLogprobs:
+def token_logprobs(
+    model: Transformer, batch: PackedBatch, *, temperature: float = 1.0, routings: list[Routing] | None = None
+) -> TokenLogprobs:
     """Log-probability of every completion token of a packed batch, under the model now.
 
     Args:
         temperature: what the logits are divided by: the one the tokens were sampled with.
+        routings: where to append what the gates of sparse layers decided.
     """
-    hidden_ND = model.hidden_states(
-        batch.token_ids_N, positions_N=batch.positions_N, attention=PackedAttention(batch.lengths, rows=batch.rows)
-    )
+    hidden_ND = packed_states(model, batch, routings=routings)
     hidden_MD = hidden_ND.index_select(0, batch.predictor_rows_M)
-    arguments = (hidden_MD, model.output_weight, batch.targets_M, 1.0 / temperature)
+    return logprobs_of(model, hidden_MD, targets_M=batch.targets_M, temperature=temperature)
+
+
+def packed_states(model: Transformer, batch: PackedBatch, *, routings: list[Routing] | None = None) -> Tensor:
+    """Hidden states (N, D) of a packed batch, after the final norm."""
+    return model.hidden_states(
+        batch.token_ids_N,
+        positions_N=batch.positions_N,
+        attention=PackedAttention(batch.lengths, rows=batch.rows),
+        linear=training_products(model),
+        routings=routings,
+    )
+
+
+def logprobs_of(model: Transformer, hidden_MD: Tensor, *, targets_M: Tensor, temperature: float = 1.0) -> TokenLogprobs:
+    """Log-probability of one token for each hidden state."""
+    arguments = (hidden_MD, model.output_weight, targets_M, 1.0 / temperature)
     result = _ChunkedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
     return TokenLogprobs(*cast(tuple[Tensor, Tensor], result))
 

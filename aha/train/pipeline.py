@@ -20,11 +20,11 @@ from aha.cost.prices import machine_price
 from aha.engine import Engine
 from aha.errors import AhaError, ConfigError, DataError
 from aha.evaluate import compare, conversation, load_result, select_problems
-from aha.models import Transformer, build_model, load_model, read_config
+from aha.export.card import write_run_card
+from aha.models import Transformer, build_model, load_model
 from aha.tasks import Mixture, PythonTask, Split, Table, Task, get_task
 from aha.tasks.rewards import with_rewards
 from aha.train.adapter import begin_lora, prepare_stage
-from aha.train.card import write_model_card
 from aha.train.console import Console
 from aha.train.distill import DistillConfig
 from aha.train.dry_run import memory_line
@@ -34,6 +34,7 @@ from aha.train.optimizer import Optimizer
 from aha.train.outcome import save_trained_model
 from aha.train.preflight import run_preflight
 from aha.train.run import Checkpoint, Run, describe_run, load_parameters, new_run_folder
+from aha.train.scratch import architecture_config, tokenizer_folder
 from aha.train.session import finishing_step_on_ctrl_c, locked, shown_live, tracked
 from aha.train.sinks import check_sinks
 from aha.train.source import Plan, find_resumable, read_run, read_source
@@ -200,12 +201,9 @@ def _open_model(config: StageConfig) -> tuple[Transformer, ChatFormat]:
         model = load_model(folder, dtype=config.dtype, device=config.device, resolve=hub.resolve)
         begin_lora(model, config, folder=folder)
         return model, ChatFormat.load(folder)
-    if not config.architecture:
-        raise ConfigError('model = "scratch" needs architecture = a folder with config.json and tokenizer.json')
-    folder = hub.resolve(config.architecture)
-    model = build_model(read_config(folder), dtype=config.dtype, device=config.device)
+    model = build_model(architecture_config(config), dtype=config.dtype, device=config.device)
     model.initialise(seed=derive_seed(config.seed, "weights"))
-    return model, ChatFormat.load(folder)
+    return model, ChatFormat.load(tokenizer_folder(config))
 
 
 def _load_base(config: StageConfig, model: Transformer) -> None:
@@ -351,7 +349,7 @@ def _finish(plan: Plan, job: Job) -> None:
     job.log_stage(kind=plan.recipe.stages[-1].kind, num_steps=last.num_steps, result=after)
     bill = replace(job.bill, gain=gain)
     bill.write(run.folder / "bill.json")
-    write_model_card(run.folder, plan=plan, before=before, after=after, bill=bill)
+    write_run_card(run.folder)
     with Ledger.open(on_failure="memory") as ledger:
         ledger.record_all(bill.ledger_rows(run.ledger_id))
         if ledger.warning:

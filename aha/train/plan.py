@@ -6,19 +6,24 @@ Memory and work follow from this code's own shapes; how fast a machine does the 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from aha.errors import ConfigError
-from aha.models import ModelConfig, build_model
-from aha.models.attention import MAX_PADDED_RATIO, MAX_PLAIN_LENGTH
+from aha.models import ModelConfig
 from aha.train.logprobs import CHUNK_ELEMENTS
 from aha.train.machines import GIB, GPUS, Machine
+from aha.train.plan_sizes import (
+    BYTES,
+    activation_bytes,
+    adapted_matrices,
+    read_parameters,
+    sizes_of,
+    widest_forward,
+)
 from aha.train.run_shape import RunShape
 
-_BYTES = {"float32": 4, "bfloat16": 2}
 CACHE_QUANTUM = 32
 """Positions that a cache's capacity is a multiple of (aha.engine.cache)."""
 
@@ -97,7 +102,7 @@ def plan(config: ModelConfig, *, run: RunShape, machine: Machine) -> Plan:
         config=config,
         run=run,
         machine=machine,
-        num_parameters=_count(config).total,
+        num_parameters=sizes_of(config).held,
         memory=memory_of(config, run=run, machine=machine),
         time=_time(config, run, machine),
         num_sampled_tokens=round((num_sampled + num_evaluated) * run.completion_tokens),
@@ -105,22 +110,6 @@ def plan(config: ModelConfig, *, run: RunShape, machine: Machine) -> Plan:
         advice=(),
     )
     return result if result.fits else dataclasses.replace(result, advice=_advice(result))
-
-
-class _Sizes(NamedTuple):
-    """Numbers of parameters."""
-
-    body: int
-    """In matrices of the layers: each is multiplied with every token."""
-    head: int
-    total: int
-
-
-@functools.cache
-def _count(config: ModelConfig) -> _Sizes:
-    model = build_model(config, device="meta")
-    body = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("layers."))
-    return _Sizes(body, config.vocab_size * config.hidden_size, model.num_parameters())
 
 
 class HasMemory(Protocol):
@@ -135,11 +124,11 @@ class HasMemory(Protocol):
 
 def memory_of(config: ModelConfig, *, run: RunShape, machine: HasMemory) -> tuple[MemoryItem, ...]:
     """What lies in memory, and when."""
-    size, num_bytes = _count(config), _BYTES[run.dtype]
+    size, num_bytes = sizes_of(config), BYTES[run.dtype]
     trained = num_trained(config, run=run)
     items = [
         MemoryItem("Python and libraries", machine.runtime_bytes, "always"),
-        MemoryItem(f"weights ({run.dtype})", size.total * num_bytes, "always"),
+        MemoryItem(f"weights ({run.dtype})", size.held * num_bytes, "always"),
         MemoryItem("Adam moments (float32)", trained * 8, "always"),
         MemoryItem("gradients (float32)", trained * 4, "training"),
         MemoryItem(
@@ -164,33 +153,10 @@ def memory_of(config: ModelConfig, *, run: RunShape, machine: HasMemory) -> tupl
         items.append(MemoryItem("logits of a token", logits_bytes, "sampling"))
         items.append(MemoryItem("prompts computed at once", prefill_bytes(config, run=run), "sampling"))
         if machine.is_cpu:
-            items.append(MemoryItem("packed weights", (size.body + size.head) * num_bytes, "sampling"))
+            items.append(MemoryItem("packed weights", (size.shared + size.head) * num_bytes, "sampling"))
     if not run.is_trained:
         items = [item for item in items if item.phase != "training" and item.num_bytes]
     return tuple(items)
-
-
-def activation_bytes(config: ModelConfig, *, run: RunShape, is_cpu: bool) -> int:
-    """What autograd keeps of one micro-batch, in the order in which the layer computes it."""
-    width, heads, kv_heads, head_dim = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
-    qkv = (heads + 2 * kv_heads) * head_dim
-    attended = heads * head_dim
-    # Attention sees every sequence whole: padded, and its prompt too, which is computed once for a group.
-    group = run.group_size if run.stage == "grpo" else 1
-    seen = max(MAX_PADDED_RATIO, group * run.longest_sequence / (run.prompt_tokens + group * run.max_tokens))
-    # Short sequences on a CPU keep their weights, others what attention gives before its padding is cut.
-    weights = heads * min(seen * run.longest_sequence, MAX_PLAIN_LENGTH) if is_cpu else 0
-    # Inputs of the two norms and of the products that follow them; q, k, v; gate and up, silu(gate), their product.
-    per_layer = 4 * width + seen * qkv + max(weights, seen * attended) + attended + 4 * config.intermediate_size
-    if config.has_qk_norm:
-        per_layer += qkv + attended + kv_heads * head_dim  # q and k before their norms, and contiguous copies of them
-    per_layer += 7 * run.lora_rank  # x A of q, k, v, o, gate, up and down
-    # Recomputed, each layer keeps its input, and one layer at a time the rest.
-    per_layers = config.num_layers * width + per_layer if run.recomputes else config.num_layers * per_layer
-    per_token = per_layers + 3 * width + 2 * head_dim
-    # A sequence longer than the micro-batch is computed alone and whole.
-    num_tokens = max(run.micro_batch_tokens, run.longest_sequence)
-    return int(num_tokens * per_token) * _BYTES[run.dtype]
 
 
 def num_trained(config: ModelConfig, *, run: RunShape) -> int:
@@ -198,17 +164,14 @@ def num_trained(config: ModelConfig, *, run: RunShape) -> int:
     if not run.is_trained:
         return 0
     if not run.lora_rank:
-        return _count(config).total
-    width, head_dim, hidden = config.hidden_size, config.head_dim, config.intermediate_size
-    attended, kv = config.num_heads * head_dim, config.num_kv_heads * head_dim
-    per_rank = {"attention": 4 * width + 2 * attended + 2 * kv, "mlp": 3 * width + 3 * hidden}
-    chosen = per_rank.values() if run.lora_targets == "all_linear" else (per_rank[run.lora_targets],)
-    return config.num_layers * run.lora_rank * sum(chosen)
+        return sizes_of(config).held
+    adapted = adapted_matrices(config, run=run)
+    return run.lora_rank * sum(matrix.copies * (matrix.num_in + matrix.num_out) for matrix in adapted)
 
 
 def four_bit_savings(config: ModelConfig, *, dtype: Literal["float32", "bfloat16"]) -> int:
     """Bytes that the layers' matrices would take less as NF4 with quantised scales (QLoRA, arXiv:2305.14314 §3)."""
-    return int(_count(config).body * (_BYTES[dtype] - 4.127 / 8))
+    return int(sizes_of(config).matrices * (BYTES[dtype] - 4.127 / 8))
 
 
 def _num_rows(run: RunShape) -> int:
@@ -220,15 +183,18 @@ def _num_rows(run: RunShape) -> int:
 
 
 def prefill_bytes(config: ModelConfig, *, run: RunShape) -> int:
-    """Widest point of the prompts' forward pass, which keeps nothing: gate, up, their product; residual and norm."""
+    """Widest point of the prompts' forward pass, which keeps nothing."""
     num_tokens = min(_num_rows(run), max(run.prompts_per_step, run.eval_problems)) * run.prompt_tokens
-    return num_tokens * (4 * config.intermediate_size + 3 * config.hidden_size) * _BYTES[run.dtype]
+    return int(num_tokens * widest_forward(config)) * BYTES[run.dtype]
 
 
 def cache_bytes(config: ModelConfig, *, run: RunShape) -> int:
-    """The cache at its longest, the layer that is growing, and the memory that waits for the next one."""
+    """The cache at its longest, the layer that is growing, and the memory that waits for the next one.
+
+    A token has its keys and values, or with MLA its latent and rotated key.
+    """
     columns = _round_up(run.longest_sequence)
-    per_position = 2 * config.num_kv_heads * config.head_dim * _BYTES[run.dtype]
+    per_position = config.cached_width * BYTES[run.dtype]
     return _num_rows(run) * columns * per_position * (config.num_layers + 2)
 
 
@@ -260,23 +226,28 @@ def _speed(machine: Machine) -> float:
 def training_flops(config: ModelConfig, *, run: RunShape) -> float:
     """Operations to train on one completion with its share of the prompt.
 
-    Source: 6 a parameter and token (arXiv:2001.08361 §2.1), 12 a channel, layer and visible key; the head computes
-    completion tokens only, and its logits twice. Completions of one prompt that share a micro-batch compute it once.
+    Source: 6 a parameter and token (arXiv:2001.08361 §2.1), of the routed experts those that the token chooses; 12 a
+    channel, layer and visible key; the head computes completion tokens only, and its logits twice. Completions of one
+    prompt that share a micro-batch compute it once; in multi-token prediction they do not.
     """
-    size = _count(config)
+    size = sizes_of(config)
     num_tokens = run.prompt_tokens + run.completion_tokens
     num_sharing = max(1, min(run.group_size, run.micro_batch_tokens // num_tokens))
     num_computed = run.prompt_tokens / num_sharing + run.completion_tokens
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * num_tokens / 2
     # LoRA has no gradients of the large matrices, but its own small products; recomputing is one more forward pass.
-    body, head = (4 * size.body + 6 * num_trained(config, run=run), 6 * size.head) if run.lora_rank else (
-        6 * size.body, 8 * size.head
+    body, head = (4 * size.active + 6 * num_trained(config, run=run), 6 * size.head) if run.lora_rank else (
+        6 * size.active, 8 * size.head
     )  # fmt: skip
     if run.recomputes:
-        body, attention = body + 2 * size.body, attention * 4 / 3
+        body, attention = body + 2 * size.active, attention * 4 / 3
     flops = num_computed * body + num_tokens * attention + run.completion_tokens * head
+    if run.mtp_weight > 0:
+        share = config.num_mtp_layers / config.num_layers
+        flops += num_tokens * ((8 if run.recomputes else 6) * size.mtp_active + share * attention)
+        flops += config.num_mtp_layers * run.completion_tokens * head
     if run.kl_coef > 0 and run.stage == "grpo":
-        flops += num_computed * 2 * size.body + num_tokens * attention / 3 + run.completion_tokens * 2 * size.head
+        flops += num_computed * 2 * size.active + num_tokens * attention / 3 + run.completion_tokens * 2 * size.head
     return flops
 
 
@@ -284,18 +255,22 @@ def _sampling_seconds(
     config: ModelConfig, run: RunShape, machine: Machine, *, num_prompts: float, group_size: int
 ) -> float:
     """Every prompt once through the layers, then one token of every row at a time."""
-    size, num_bytes = _count(config), _BYTES[run.dtype]
+    size, num_bytes = sizes_of(config), BYTES[run.dtype]
     speed = machine.teraflops * 1e12 * machine.sampling_efficiency
     bandwidth = machine.memory_gb_per_second * 1e9 * machine.sampling_efficiency
     num_tokens = num_prompts * group_size * run.completion_tokens
-    num_steps = num_tokens / min(_num_rows(run), num_prompts * group_size)
+    num_rows = min(_num_rows(run), num_prompts * group_size)
+    num_steps = num_tokens / num_rows
     num_keys = run.prompt_tokens + run.completion_tokens / 2
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * num_keys
-    cached_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * num_keys * num_bytes
-    compute = num_tokens * (2 * (size.body + size.head) + attention) / speed
-    traffic = (num_steps * (size.body + size.head) * num_bytes + num_tokens * cached_bytes) / bandwidth
+    # Absorbed MLA attends over the latents themselves; the products around it are kv_b_proj's, and are in `active`.
+    width = config.head_dim if config.mla is None else config.mla.cached_width
+    attention = 4 * config.num_layers * config.num_heads * width * num_keys
+    cached_bytes = config.num_layers * config.cached_width * num_keys * num_bytes
+    compute = num_tokens * (2 * (size.active + size.head) + attention) / speed
+    read_bytes = (read_parameters(config, num_rows=num_rows) + size.head) * num_bytes
+    traffic = (num_steps * read_bytes + num_tokens * cached_bytes) / bandwidth
     launches = num_steps * config.num_layers * machine.layer_overhead_us * 1e-6
-    prefill = num_prompts * run.prompt_tokens * 2 * size.body / speed
+    prefill = num_prompts * run.prompt_tokens * 2 * size.active / speed
     return prefill + max(compute, traffic) + launches
 
 

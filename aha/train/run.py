@@ -192,9 +192,10 @@ def load_parameters(model: Transformer, folder: Path) -> None:
     other = load_model(folder, dtype=dtype, device="cpu", resolve=hub.resolve)
     if other.lora is not None:
         merge(other)  # as where the run began with that adapter
-    loaded = dict(other.named_parameters())
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(loaded[name].data)
+    # Buffers too: the selection biases of experts are moved by training and are no parameters.
+    loaded = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        tensor.data.copy_(loaded[name].data)
     model.weight_version += 1
 
 

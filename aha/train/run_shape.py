@@ -37,6 +37,8 @@ class RunShape:
     """Further prompts sampled, as a share of `prompts_per_step`; the plan takes all of them."""
     kl_coef: float = 0.0
     """Above 0 a reference model lies in memory too."""
+    mtp_weight: float = 0.0
+    """Above 0 the modules of multi-token prediction, if the model has any, are computed in training."""
     num_evaluations: int = 2
     eval_problems: int = 500
     """Problems of each evaluation."""

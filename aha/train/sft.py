@@ -16,12 +16,13 @@ from aha.evaluate import conversation
 from aha.models import Transformer
 from aha.tasks import get_task
 from aha.tasks.base import Demonstration, HasDemonstrations, Task
-from aha.train.batches import TrainingSequence, pack, split_by_tokens
+from aha.train.balance import ExpertLoad, load_metrics
+from aha.train.batches import TrainingSequence, split_by_tokens
 from aha.train.dataset import Example, read_examples
 from aha.train.job import Job
-from aha.train.logprobs import token_logprobs
 from aha.train.optimizer import Optimizer
-from aha.train.stage import TrainingConfig, derive_seed, scheduled_learning_rate
+from aha.train.stage import TrainingConfig, derive_seed, scheduled_balance_speed, scheduled_learning_rate
+from aha.train.supervised import SupervisedLosses, mean_losses, supervised_losses, wanted_losses
 from aha.types import Message, Turn
 
 
@@ -31,10 +32,14 @@ class SupervisedConfig(TrainingConfig):
 
     examples_per_step: int = 32
     """Worked answers in each step."""
+    mtp_weight: float = 0.3
+    """Weight of multi-token prediction (lambda), for models that have modules of it; 0 leaves those as they are."""
+    balance_loss_coef: float = 1e-4
+    """Weight of the sequence-wise balance loss (alpha), for experts with a selection bias; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_least(examples_per_step=1)
+        self._check_least(examples_per_step=1, mtp_weight=0, balance_loss_coef=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +98,24 @@ def imitate(
     for step in range(first_step, config.steps):
         started = time.perf_counter()
         sequences = source.draw(step)
-        loss = accumulate_gradients(job.model, sequences, micro_batch_tokens=config.micro_batch_tokens)
+        load = ExpertLoad()
+        losses = accumulate_gradients(
+            job.model,
+            sequences,
+            micro_batch_tokens=config.micro_batch_tokens,
+            mtp_weight=config.mtp_weight,
+            balance_loss_coef=config.balance_loss_coef,
+            load=load,
+        )
         grad_norm = optimizer.clip_grad_norm(config.max_grad_norm)
         learning_rate = scheduled_learning_rate(config, step=step)
-        is_skipped = not job.step_if_finite(optimizer, learning_rate=learning_rate, grad_norm=grad_norm)
+        is_skipped = not job.step_if_finite(
+            optimizer,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            load=load,
+            balance_speed=scheduled_balance_speed(config, step=step),
+        )
         if is_skipped:
             job.dump_skipped(steps_before + step, sequences)
         num_tokens = sum(s.num_trained for s in sequences)
@@ -106,7 +125,8 @@ def imitate(
             steps_before + step,
             {
                 "learning_rate": learning_rate,
-                "loss": loss,
+                **losses,
+                **load_metrics([load]),
                 "grad_norm": grad_norm,
                 "trained_tokens": num_tokens,
                 "tokens_per_second": num_tokens / seconds,
@@ -199,18 +219,38 @@ def _encode(chat: ChatFormat, messages: list[Message], *, turns: Sequence[Turn])
     return TrainingSequence(tuple(prompt_ids), tuple(token_ids), is_sampled=mask)
 
 
-def accumulate_gradients(model: Transformer, sequences: list[TrainingSequence], *, micro_batch_tokens: int) -> float:
-    """Backpropagate the mean loss per completion token over all sequences; returns it.
+def accumulate_gradients(
+    model: Transformer,
+    sequences: list[TrainingSequence],
+    *,
+    micro_batch_tokens: int,
+    mtp_weight: float = 0.0,
+    balance_loss_coef: float = 0.0,
+    load: ExpertLoad | None = None,
+) -> dict[str, float]:
+    """Backpropagate the mean loss per completion token over all sequences; returns its parts.
 
     The one normaliser is the step's token count, so that the split into micro-batches does not show.
+
+    Args:
+        mtp_weight: lambda of the report's equation 25: lambda / D times the sum of the modules' losses is added.
+        balance_loss_coef: alpha of its equation 17: times the mean over the sequences it is added.
+        load: where to count what the experts were given.
+
+    Returns:
+        "loss", of the next token alone; "mtp_loss", nats a token that a module predicted; "balance_loss", without
+        its weight, the mean over sequences and layers. The last two where there is such a thing.
     """
+    wanted = wanted_losses(model, mtp_weight=mtp_weight, balance_loss_coef=balance_loss_coef)
     num_targets = sum(s.num_trained for s in sequences)
-    total = 0.0
+    found: list[SupervisedLosses] = []
     for micro_batch in split_by_tokens(sequences, max_tokens=micro_batch_tokens):
-        loss = -token_logprobs(model, pack(micro_batch)).logprobs_M.sum() / num_targets
-        loss.backward()
-        total += loss.item()
-    return total
+        losses = supervised_losses(model, micro_batch, wanted=wanted)
+        wanted.weigh(losses, num_targets=num_targets, num_sequences=len(sequences)).backward()
+        found.append(losses.detached())
+        if load is not None:
+            load.add(losses.routings)
+    return mean_losses(found, num_targets=num_targets)
 
 
 def _check_demonstrations(task: Task) -> None:

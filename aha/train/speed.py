@@ -43,22 +43,39 @@ def speed_metrics(
 def training_flops(model: Transformer, sequences: Sequence[TrainingSequence], *, micro_batch_tokens: int) -> float:
     """Operations that the forward and backward passes of an update need, as model FLOPs utilisation counts them.
 
-    Source: PaLM (arXiv:2204.02311) appendix B: 6 a parameter and token, 12 a layer, channel and visible key. What is
-    computed again is left out, so are the passes of a reference model and of old log-probabilities. Tokens of a prompt
-    that sequences share count once, and the head counts trained tokens only, since no more is computed.
+    Source: PaLM (arXiv:2204.02311) appendix B: 6 a parameter and token, 12 a layer, channel and visible key: half of it
+    for keys and half for values, whose widths differ with latent attention. Of routed experts a token's own count,
+    not all that there are; multi-token prediction is no part of it. What is computed again is left out, so are the
+    passes of a reference model and of old log-probabilities. Tokens of a prompt that sequences share count once, and
+    the head counts trained tokens only, since no more is computed.
 
     Args:
         micro_batch_tokens: decides which sequences share a prompt.
     """
     config = model.config
-    body = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name)
+    body = active_body_parameters(model)
     head = config.vocab_size * config.hidden_size
     num_computed = sum(_num_computed(batch) for batch in split_by_tokens(sequences, max_tokens=micro_batch_tokens))
     num_trained = sum(s.num_trained for s in sequences)
     # A token sees half of its sequence on average.
     num_seen = sum(s.num_tokens**2 for s in sequences) / 2
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * num_seen
+    value_dim = config.head_dim if config.mla is None else config.mla.v_head_dim
+    attention = 6 * config.num_layers * config.num_heads * (config.head_dim + value_dim) * num_seen
     return 6 * (body * num_computed + head * num_trained) + attention
+
+
+def active_body_parameters(model: Transformer) -> float:
+    """Parameters of the layers' matrices that one token is multiplied with: of E routed experts k."""
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        if not name.startswith("layers."):
+            continue
+        if parameter.ndim == 3:  # the experts' matrices lie in one tensor
+            assert model.config.experts is not None
+            total += parameter.numel() * model.config.experts.num_experts_per_token / len(parameter)
+        elif parameter.ndim == 2:
+            total += parameter.numel()
+    return total
 
 
 def _num_computed(micro_batch: Sequence[TrainingSequence]) -> int:

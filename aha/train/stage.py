@@ -19,7 +19,8 @@ class StageConfig:
     model: str = "tiny"
     """Where to start: a folder, a run, a built-in name, a Hugging Face id, or "scratch" with `architecture`."""
     architecture: str = ""
-    """Folder of the config.json and tokenizer of a model to make from nothing, when `model` is "scratch"."""
+    """What to make from nothing, when `model` is "scratch": "v3_tiny", or a folder or model whose config.json and
+    tokenizer to take."""
     start: Literal["previous", "base"] = "previous"
     """What the stage begins with: the model that the stage before left, or the run's first model once more, as R1's
     second supervised stage does."""
@@ -111,11 +112,22 @@ class TrainingConfig(StageConfig):
     """Gradients are scaled down to this norm."""
     micro_batch_tokens: int = 4096
     """Tokens computed at a time: changes memory and speed, not results."""
+    products: Literal["full", "fp8"] = "full"
+    """What the layers' matrices are multiplied in: the model's dtype, or 8-bit floats with a scale for every 128 of
+    them, as DeepSeek-V3 was trained. Faster on Hopper GPUs only; elsewhere the same numbers, computed slower."""
+    balance_speed: float = 0.001
+    """By how much a step moves the selection bias of an expert with too much or too little work (gamma), for models
+    that have such a bias; 0 holds the biases, and so does LoRA, whose base stays as it is."""
+    balance_until: float = 1.0
+    """Share of the stage's steps after which the biases are held: DeepSeek-V3 held them for its last 3 % of tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_least(micro_batch_tokens=1, warmup_steps=0, weight_decay=0)
+        self._check_least(micro_batch_tokens=1, warmup_steps=0, weight_decay=0, balance_speed=0)
+        if self.products == "fp8" and self.lora_rank:
+            raise ConfigError('products = "fp8" trains the model itself, not adapters; set lora_rank = 0')
         self._check_rules(
+            ("balance_until", 0 <= self.balance_until <= 1, "between 0 and 1"),
             ("learning_rate", self.learning_rate > 0, "above 0"),
             ("max_grad_norm", self.max_grad_norm > 0, "above 0"),
             ("final_learning_rate_ratio", 0 <= self.final_learning_rate_ratio <= 1, "between 0 and 1"),
@@ -129,6 +141,12 @@ def scheduled_learning_rate(config: TrainingConfig, *, step: int) -> float:
         return config.learning_rate * warmup
     remaining = 1.0 - step / config.steps
     return config.learning_rate * warmup * max(config.final_learning_rate_ratio, remaining)
+
+
+def scheduled_balance_speed(config: TrainingConfig, *, step: int) -> float:
+    """How far a step, counted from 0, moves the selection biases of experts."""
+    is_held = config.lora_rank > 0 or step >= config.balance_until * config.steps
+    return 0.0 if is_held else config.balance_speed
 
 
 def stage_seed(seed: int, stage_index: int) -> int:

@@ -17,7 +17,7 @@ from aha.engine import Engine
 from aha.errors import ConfigError
 from aha.evaluate import conversation
 from aha.models import is_adapter_folder, load_model, read_config
-from aha.models.checkpoint import weight_files
+from aha.models.shards import weight_files
 from aha.tasks.base import Task
 from aha.tasks.turns import answer_problems
 from aha.train.job import Job

@@ -33,7 +33,9 @@ def test_v3_training_bill_is_reproduced() -> None:
 
 def test_every_price_says_where_it_comes_from_and_how_sure_it_is() -> None:
     prices = [machine_price(name, on=TODAY) for name in machine_names()]
-    tokens = [token_price(name, on=LETTER_DATE) for name in token_names()]
+    days = (LETTER_DATE, date(2025, 3, 1), date(2025, 9, 10))
+    tokens = [token_price(name, on=day) for day in days for name in token_names(on=day)]
+    assert {price.name for price in tokens} == set(token_names())
     assert all(price.source and price.confidence in ("primary", "third-party", "assumption") for price in prices)
     assert all(price.source and price.confidence in ("primary", "third-party") for price in tokens)
 
@@ -46,7 +48,9 @@ def test_price_id_finds_its_price_on_any_day() -> None:
 def test_unknown_price_lists_choices() -> None:
     with pytest.raises(ConfigError, match=r"unknown machine price 'h80-hour'; did you mean 'h800-hour'\?.*h200-hour"):
         machine_price("h80-hour", on=TODAY)
-    with pytest.raises(ConfigError, match=r"unknown token price 'gpt'.*deepseek-r1, openai-o1"):
+    with pytest.raises(
+        ConfigError, match=r"unknown token price 'gpt'.*deepseek-r1, deepseek-v3, deepseek-v3.1, openai-o1"
+    ):
         token_price("gpt", on=TODAY)
 
 

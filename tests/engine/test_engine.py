@@ -11,6 +11,7 @@ from aha.engine import Engine, EngineEvent
 from aha.errors import RequestError
 from aha.models import Transformer
 from aha.types import Completion, FinishReason, SamplingParams
+from tests.engine.conftest import DEEPSEEK_V3, QWEN3_MOE
 
 PROMPTS = [[1, 2, 3], [4, 4, 4, 4, 4, 4, 4], [9], [40, 41, 42, 43, 44]]
 
@@ -19,7 +20,10 @@ FAMILIES: list[dict[str, Any]] = [
     {"model_type": "llama", "num_kv_heads": 6, "head_dim": 6, "has_mlp_bias": True},
     {"model_type": "qwen2", "has_qkv_bias": True, "num_kv_heads": 1},
     {"model_type": "qwen3", "has_qk_norm": True, "num_kv_heads": 3, "tie_word_embeddings": True},
+    QWEN3_MOE,
+    DEEPSEEK_V3,
 ]
+KINDS: list[dict[str, Any]] = [{}, QWEN3_MOE, DEEPSEEK_V3]
 
 
 @torch.no_grad()
@@ -55,8 +59,9 @@ def test_greedy_equals_a_loop_without_cache(make_model: Any, fields: dict[str, A
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected_TV.amax(dim=-1), atol=1e-4, rtol=0)
 
 
-def test_completion_does_not_depend_on_batch_mates(make_model: Any) -> None:
-    model = make_model(eos_token_ids=(5, 6, 7, 8, 9, 10))
+@pytest.mark.parametrize("fields", KINDS, ids=lambda f: f.get("model_type", "llama"))
+def test_completion_does_not_depend_on_batch_mates(make_model: Any, fields: dict[str, Any]) -> None:
+    model = make_model(eos_token_ids=(5, 6, 7, 8, 9, 10), **fields)
     generator = torch.Generator().manual_seed(3)
     lengths = torch.randint(1, 30, (64,), generator=generator).tolist()
     prompts = [torch.randint(11, 97, (length,), generator=generator).tolist() for length in lengths]
@@ -70,8 +75,9 @@ def test_completion_does_not_depend_on_batch_mates(make_model: Any) -> None:
             torch.testing.assert_close(other[0].logprobs, alone[0].logprobs, atol=1e-4, rtol=0)
 
 
-def test_samples_of_a_group_are_its_prompt_sampled_alone(make_model: Any) -> None:
-    model = make_model()
+@pytest.mark.parametrize("fields", KINDS, ids=lambda f: f.get("model_type", "llama"))
+def test_samples_of_a_group_are_its_prompt_sampled_alone(make_model: Any, fields: dict[str, Any]) -> None:
+    model = make_model(**fields)
     engine = Engine(model)
     (group,) = engine.generate([PROMPTS[1]], SamplingParams(num_samples=6, max_tokens=9, seed=4))
     assert len({completion.token_ids for completion in group}) > 1
@@ -101,8 +107,9 @@ def test_completions_are_handed_over_as_they_end(make_model: Any) -> None:
     assert [place[:2] for place in handed] != sorted(place[:2] for place in handed), "short ones do not wait"
 
 
-def test_repeated_run_is_bit_identical_whatever_ran_before(make_model: Any) -> None:
-    model = make_model()
+@pytest.mark.parametrize("fields", KINDS, ids=lambda f: f.get("model_type", "llama"))
+def test_repeated_run_is_bit_identical_whatever_ran_before(make_model: Any, fields: dict[str, Any]) -> None:
+    model = make_model(**fields)
     engine = Engine(model, max_batch_size=7)
     sampling = SamplingParams(num_samples=4, max_tokens=25, seed=8)
     first = engine.generate(PROMPTS, sampling)
@@ -208,8 +215,9 @@ def collect(events: list[EngineEvent]) -> dict[tuple[int, int], list[EngineEvent
     return streams
 
 
-def test_stepping_streams_what_generate_returns(make_model: Any) -> None:
-    model = make_model()
+@pytest.mark.parametrize("fields", KINDS, ids=lambda f: f.get("model_type", "llama"))
+def test_stepping_streams_what_generate_returns(make_model: Any, fields: dict[str, Any]) -> None:
+    model = make_model(**fields)
     sampling = SamplingParams(num_samples=3, max_tokens=15, seed=5)
     expected = Engine(model).generate(PROMPTS, sampling)
     engine = Engine(model, max_batch_size=4)
@@ -229,8 +237,9 @@ def test_stepping_streams_what_generate_returns(make_model: Any) -> None:
     assert engine.step() == []
 
 
-def test_abort_drops_running_and_waiting_samples_and_spares_the_others(make_model: Any) -> None:
-    model = make_model(eos_token_ids=())
+@pytest.mark.parametrize("fields", KINDS, ids=lambda f: f.get("model_type", "llama"))
+def test_abort_drops_running_and_waiting_samples_and_spares_the_others(make_model: Any, fields: dict[str, Any]) -> None:
+    model = make_model(eos_token_ids=(), **fields)
     sampling = SamplingParams(num_samples=2, max_tokens=12, seed=6)
     ((*expected,),) = Engine(model).generate([[8, 9]], sampling)
     engine = Engine(model, max_batch_size=4)
@@ -288,8 +297,9 @@ def test_changed_weights_are_used_and_stamped(make_model: Any) -> None:
     assert {c.weight_version for (c,) in before} == {model.weight_version - 1}
 
 
-def test_rows_in_flight_end_when_the_weights_change(make_model: Any) -> None:
-    model, changed = make_model(eos_token_ids=()), make_model(seed=1, eos_token_ids=())
+@pytest.mark.parametrize("fields", KINDS, ids=lambda f: f.get("model_type", "llama"))
+def test_rows_in_flight_end_when_the_weights_change(make_model: Any, fields: dict[str, Any]) -> None:
+    model, changed = make_model(eos_token_ids=(), **fields), make_model(seed=1, eos_token_ids=(), **fields)
     engine = Engine(model, max_batch_size=1)
     running = engine.submit([1, 2], SamplingParams(max_tokens=9, seed=3))
     waiting = engine.submit([3, 4], SamplingParams(max_tokens=9, seed=3))
@@ -325,8 +335,9 @@ def test_bfloat16_probabilities_stay_near_the_trainers(make_model: Any) -> None:
     assert sum(differences) / len(differences) < 0.005
 
 
-def test_release_memory_changes_nothing(make_model: Any) -> None:
-    engine = Engine(make_model())
+@pytest.mark.parametrize("fields", KINDS, ids=lambda f: f.get("model_type", "llama"))
+def test_release_memory_changes_nothing(make_model: Any, fields: dict[str, Any]) -> None:
+    engine = Engine(make_model(**fields))
     sampling = SamplingParams(max_tokens=9, seed=1)
     first = engine.generate(PROMPTS, sampling)
     engine.release_memory()

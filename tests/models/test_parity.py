@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,106 +15,28 @@ from aha.models import ModelConfig, Transformer, load_model, read_config
 from aha.models.config import Llama3Rope
 from aha.models.rope import rope_frequencies
 
-TOLERANCE = 1e-5
-"""Largest absolute difference of a float32 logit; the logits here reach 8."""
-ORIGINAL_WINDOW = 16
-"""Positions before the llama3 stretching; every sequence here is longer."""
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": ORIGINAL_WINDOW,
-}
-BASE: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 76,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 128,
-    # Wide enough that logits spread over several units, so that a wrong rotation or norm shows.
-    "initializer_range": 0.25,
-    "bos_token_id": 1,
-    "eos_token_id": [2, 5],
-    "pad_token_id": None,
-}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama_tied_eps": ("llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
-    "llama_biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama_wide_heads": ("llama", {"head_dim": 20, "num_attention_heads": 4, "num_key_value_heads": 2}),
-    "llama3_rope": ("llama", {"rope_parameters": {"rope_theta": 500.0, **LLAMA3}}),
-    "llama_linear_rope": (
-        "llama",
-        {"rope_parameters": {"rope_theta": 10_000.0, "rope_type": "linear", "factor": 2.5}},
-    ),
-    "qwen2": ("qwen2", {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}),
-    "qwen2_tied": ("qwen2", {"tie_word_embeddings": True, "num_attention_heads": 6, "num_key_value_heads": 2}),
-    "qwen3": ("qwen3", {"head_dim": 32}),
-    "qwen3_tied": ("qwen3", {"head_dim": 12, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
-    "qwen3_biases": ("qwen3", {"head_dim": 16, "attention_bias": True, "num_key_value_heads": 3}),
-}
-CLASSES = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
-}
+from .reference import (
+    CASES,
+    LLAMA3,
+    ORIGINAL_WINDOW,
+    TOLERANCE,
+    apart,
+    compute_by_loops,
+    draw_tokens,
+    make_reference,
+    reference_class,
+    reference_logits,
+    rewrite_as_version_4,
+    worst_difference,
+)
 
 
-def make_reference(case: str, *, seed: int) -> Any:
-    """A random model of the reference implementation, in float32; norms and biases are random too."""
-    model_type, changes = CASES[case]
-    config_class, model_class = CLASSES[model_type]
-    torch.manual_seed(seed)
-    model = model_class(config_class(**{**BASE, **changes})).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0.0, 0.3)
-            elif "norm" in name:
-                parameter.normal_(1.0, 0.3)
-    return model
-
-
-def draw_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, BASE["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
-
-
-def reference_logits(reference: Any, token_ids_BT: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = reference(token_ids_BT).logits
-    return logits
-
-
-def worst_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours.detach() - theirs).abs().max())
-
-
-def rewrite_as_version_4(folder: Path) -> None:
-    """Turn config.json, as transformers 5 writes it, into what transformers 4 wrote."""
-    path = folder / "config.json"
-    raw = json.loads(path.read_text())
-    rope = raw.pop("rope_parameters")
-    raw["rope_theta"] = rope.pop("rope_theta")
-    if rope["rope_type"] == "linear":
-        raw["rope_scaling"] = {"type": "linear", "factor": rope["factor"]}  # the key of version 4.37 and before
-    elif rope["rope_type"] == "llama3":
-        raw["rope_scaling"] = rope
-    raw["torch_dtype"] = raw.pop("dtype")
-    raw.pop("layer_types", None)
-    path.write_text(json.dumps(raw))
-
-
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_the_reference_at_every_position(case: str, seed: int, tmp_path: Path) -> None:
-    reference = make_reference(case, seed=seed)
+def test_logits_equal_the_reference_at_every_position(case: str, tmp_path: Path) -> None:
+    reference = make_reference(case, seed=0)
     reference.save_pretrained(tmp_path)
     model = load_model(tmp_path, dtype="float32", device="cpu")
-    token_ids_BT = draw_tokens(2, 3 * ORIGINAL_WINDOW + 1, seed=seed)
+    token_ids_BT = draw_tokens(2, 3 * ORIGINAL_WINDOW + 1)
     theirs = reference_logits(reference, token_ids_BT)
     ours = model(token_ids_BT)
     assert float(theirs.std()) > 0.5, "near-uniform logits would agree whatever the model computes"
@@ -139,17 +60,20 @@ def test_our_save_reloads_in_the_reference_with_equal_logits(case: str, tmp_path
     make_reference(case, seed=2).save_pretrained(tmp_path / "theirs")
     model = load_model(tmp_path / "theirs", dtype="float32", device="cpu")
     model.save(tmp_path / "ours")
-    reloaded, report = CLASSES[CASES[case][0]][1].from_pretrained(
+    reloaded, report = reference_class(case).from_pretrained(
         tmp_path / "ours", dtype=torch.float32, output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert not report[kind], f"{kind}: {report[kind]}"
+    compute_by_loops(reloaded)
     token_ids_BT = draw_tokens(2, 40)
     assert worst_difference(model(token_ids_BT), reference_logits(reloaded.eval(), token_ids_BT)) < TOLERANCE
     assert read_config(tmp_path / "ours") == read_config(tmp_path / "theirs")
 
 
-@pytest.mark.parametrize("case", ["llama_biases", "llama3_rope", "qwen2_tied", "qwen3_tied"])
+@pytest.mark.parametrize(
+    "case", ["llama_biases", "llama3_rope", "qwen2_tied", "qwen3_tied", "qwen3_moe", "v3_yarn", "v3_moonlight"]
+)
 def test_gradients_equal_the_reference(case: str, tmp_path: Path) -> None:
     reference = make_reference(case, seed=3)
     reference.save_pretrained(tmp_path / "reference")
@@ -157,12 +81,16 @@ def test_gradients_equal_the_reference(case: str, tmp_path: Path) -> None:
     token_ids_BT = draw_tokens(2, 33)
     for logits in (reference(token_ids_BT).logits, model(token_ids_BT)):
         F.cross_entropy(logits[:, :-1].flatten(0, 1), token_ids_BT[:, 1:].flatten()).backward()
-    theirs = dict(reference.named_parameters())
+    theirs = {
+        file_name: part
+        for name, parameter in reference.named_parameters()
+        for file_name, part in apart(name, parameter.grad)
+    }
     ours = gradients_by_reference_name(model, tmp_path / "gradients")
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
-        expected = theirs[name].grad
-        assert float((gradient - expected).norm() / expected.norm()) < TOLERANCE, name
+        # An expert that no token was given has no gradient, in both.
+        assert float((gradient - theirs[name]).norm()) <= 2 * TOLERANCE * float(theirs[name].norm()), name
 
 
 def gradients_by_reference_name(model: Transformer, folder: Path) -> dict[str, torch.Tensor]:
@@ -177,10 +105,12 @@ def gradients_by_reference_name(model: Transformer, folder: Path) -> dict[str, t
             assert gradient is not None, f"{name} has no gradient"
             parameter.copy_(gradient)
     carrier.save(folder)
-    return load_file(folder / "model.safetensors")
+    # The gates' biases, which have no gradient, are written too.
+    tensors = load_file(folder / "model.safetensors")
+    return {name: values for name, values in tensors.items() if not name.endswith("e_score_correction_bias")}
 
 
-@pytest.mark.parametrize("case", ["llama_tied_eps", "qwen2", "qwen3"])
+@pytest.mark.parametrize("case", ["llama_tied_eps", "qwen2", "qwen3", "v3_yarn", "qwen3_moe"])
 def test_sharded_checkpoint_equals_the_whole(case: str, tmp_path: Path) -> None:
     reference = make_reference(case, seed=4)
     reference.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
@@ -191,21 +121,21 @@ def test_sharded_checkpoint_equals_the_whole(case: str, tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen2_tied", "qwen3"])
+@pytest.mark.parametrize("case", ["llama", "qwen2_tied", "qwen3", "v3_moonlight", "qwen3_moe"])
 def test_bfloat16_weights_survive_a_round_trip_bit_for_bit(case: str, tmp_path: Path) -> None:
     reference = make_reference(case, seed=5).to(torch.bfloat16)
     reference.save_pretrained(tmp_path / "theirs")
     model = load_model(tmp_path / "theirs", dtype="bfloat16", device="cpu")
     assert model.dtype == torch.bfloat16
     model.save(tmp_path / "ours")
-    reloaded = CLASSES[CASES[case][0]][1].from_pretrained(tmp_path / "ours")
+    reloaded = reference_class(case).from_pretrained(tmp_path / "ours")
     assert reloaded.dtype == torch.bfloat16, "config.json names the dtype of the file"
     theirs = dict(reference.named_parameters())
     for name, parameter in reloaded.named_parameters():
         assert torch.equal(parameter, theirs[name]), name
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen3"])
+@pytest.mark.parametrize("case", ["llama", "qwen3", "qwen3_moe", "v3_yarn"])
 def test_bfloat16_is_as_close_to_float32_as_the_reference_is(case: str, tmp_path: Path) -> None:
     reference = make_reference(case, seed=6).to(torch.bfloat16)
     reference.save_pretrained(tmp_path)

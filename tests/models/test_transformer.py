@@ -275,6 +275,6 @@ def test_linear_of_the_caller_computes_every_product() -> None:
 
 
 def test_every_architecture_builds() -> None:
-    assert set(ARCHITECTURES) == set(CONFIGS)
-    for family, architecture in ARCHITECTURES.items():
-        assert isinstance(make_model(CONFIGS[family]), architecture)
+    assert set(ARCHITECTURES) == {*CONFIGS, "internvl"}  # which tests/models/test_internvl.py builds
+    for family, config in CONFIGS.items():
+        assert type(make_model(config)) is ARCHITECTURES[family]

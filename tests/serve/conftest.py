@@ -18,8 +18,8 @@ import uvicorn
 
 from aha.chat import ChatFormat
 from aha.cost import Ledger, custom_machine_price
-from aha.engine import Engine
-from aha.models import ModelConfig, Transformer, build_model
+from aha.engine import Engine, Speculation
+from aha.models import ModelConfig, Transformer, build_model, load_model
 from aha.models.tokenizer import SPECIAL_TOKENS, save_tokenizer
 from aha.serve import create_app
 from aha.serve.engine_thread import MAX_PENDING
@@ -51,7 +51,7 @@ class Live:
 ServeFactory = Callable[..., contextlib.AbstractContextManager[Live]]
 
 
-def make_model(chat: ChatFormat, *, ends: bool = True, vocab_size: int = 1363) -> Transformer:
+def make_model(chat: ChatFormat, *, ends: bool = True, vocab_size: int = 1363, num_mtp_layers: int = 0) -> Transformer:
     """Random weights, tilted so that letters, the end of thinking and (if it `ends`) the end of the turn are likely."""
     config = ModelConfig(
         model_type="qwen3",
@@ -64,6 +64,7 @@ def make_model(chat: ChatFormat, *, ends: bool = True, vocab_size: int = 1363) -
         head_dim=16,
         max_position_embeddings=WINDOW,
         has_qk_norm=True,
+        num_mtp_layers=num_mtp_layers,
         eos_token_ids=chat.stop_token_ids,
         initializer_range=0.1,
     )
@@ -90,8 +91,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_engine(chat: ChatFormat, model: Transformer) -> Engine:
-    return Engine(model, max_batch_size=16, decode=chat.decode, stop_token_ids=chat.stop_token_ids)
+def make_engine(chat: ChatFormat, model: Transformer, *, speculation: Speculation = "off") -> Engine:
+    return Engine(
+        model, max_batch_size=16, decode=chat.decode, stop_token_ids=chat.stop_token_ids, speculation=speculation
+    )
 
 
 @contextlib.contextmanager
@@ -102,9 +105,10 @@ def serve(
     api_keys: Sequence[str] = (),
     ledger: Ledger | None = None,
     max_pending: int = MAX_PENDING,
+    speculation: Speculation = "off",
 ) -> Iterator[Live]:
     """A uvicorn server in a thread, stopped at the end of the block."""
-    engine = make_engine(chat, model)
+    engine = make_engine(chat, model, speculation=speculation)
     app = create_app(
         engine, chat, model_name="babble", api_keys=api_keys, price=PRICE, ledger=ledger, max_pending=max_pending
     )
@@ -155,3 +159,11 @@ def live(serving: ServeFactory) -> Iterator[Live]:
 def client(live: Live) -> Iterator[openai.OpenAI]:
     with live.client() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def seer(vision_folder: Path) -> Iterator[Live]:
+    """One server whose model sees, for every test that only asks questions."""
+    chat = ChatFormat.load(vision_folder)
+    with serve(chat, load_model(vision_folder, dtype="float32", device="cpu")) as running:
+        yield running

@@ -52,7 +52,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'user' or 'assistant'"),
     ({"messages": [USER, {"role": "user"}]}, "messages[1].content", "is required"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "got null"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "'text'"),
+    ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0].type", "'text'"),
     ({"messages": [{"role": "user", "content": "a\0b"}]}, "messages[0].content", "NUL"),
     ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls", "not supported"),
     ({"messages": [{**USER, "colour": "red"}]}, "messages[0].colour", "unknown field"),

@@ -19,7 +19,7 @@ from aha import cli
 from aha.chat import ChatFormat
 from aha.cost.prices import machine_price
 from aha.engine import Engine
-from aha.models import ModelConfig, Transformer, build_model, load_model
+from aha.models import ExpertsShape, LatentAttentionShape, ModelConfig, Transformer, build_model, load_model
 from aha.models.tokenizer import build_tokenizer, save_tokenizer
 from aha.tasks import TASKS
 from aha.tasks.base import Demonstration, Split
@@ -129,6 +129,52 @@ def make_model() -> MakeModel:
     return make
 
 
+def v3_shape(**fields: object) -> ModelConfig:
+    """A tiny DeepSeek-V3: latent attention, a dense layer and two of experts, two modules of multi-token prediction."""
+    experts = ExpertsShape(
+        num_experts=8, num_experts_per_token=2, intermediate_size=16, num_shared_experts=1, scoring="sigmoid",
+        has_selection_bias=True, num_groups=4, num_groups_per_token=2, scaling_factor=1.5, first_layer=1,
+    )  # fmt: skip
+    mla = LatentAttentionShape(q_lora_rank=20, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=10)
+    defaults: dict[str, object] = {
+        "model_type": "deepseek_v3", "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48,
+        "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "head_dim": 12, "max_position_embeddings": 256,
+        "rope_interleaved": True, "mla": mla, "experts": experts, "num_mtp_layers": 2, "eos_token_ids": (4,),
+        "initializer_range": 0.1,
+    }  # fmt: skip
+    return ModelConfig(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def make_v3() -> MakeModel:
+    """A factory of random tiny DeepSeek-V3s whose selection biases are not 0; keyword arguments replace fields."""
+
+    def make(*, seed: int = 0, **fields: object) -> Transformer:
+        model = build_model(v3_shape(**fields), dtype="float32", device="cpu")
+        model.initialise(seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        for bias in model.buffers():
+            bias.copy_(torch.empty(bias.shape).uniform_(-0.05, 0.05, generator=generator))
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def v3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random DeepSeek-V3 of 200 thousand parameters that answers without thinking, and likes 0, 1, 2 and 3."""
+    folder = tmp_path_factory.mktemp("models") / "v3"
+    save_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(PLAIN_TEMPLATE)
+    model = build_model(v3_shape(initializer_range=0.02), dtype="float32", device="cpu")
+    model.initialise(seed=1)
+    with torch.no_grad():
+        direction = model.embed_tokens[ASSISTANT]
+        model.lm_head[LIKELY : LIKELY + 4] = direction / direction.norm() * 6.0 / model.config.hidden_size**0.5
+    model.save(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of 100 thousand parameters that answers without thinking and likes to begin with 0, 1, 2 or 3."""
@@ -152,8 +198,18 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(base_folder: Path, tmp_path: Path) -> Job:
     """A job on a fresh copy of the base model, with a run folder of its own."""
-    model = load_model(base_folder, dtype="float32", device="cpu")
-    chat = ChatFormat.load(base_folder)
+    return make_job(base_folder, tmp_path)
+
+
+@pytest.fixture
+def v3_job(v3_folder: Path, tmp_path: Path) -> Job:
+    """The same on the random DeepSeek-V3."""
+    return make_job(v3_folder, tmp_path)
+
+
+def make_job(folder: Path, tmp_path: Path) -> Job:
+    model = load_model(folder, dtype="float32", device="cpu")
+    chat = ChatFormat.load(folder)
     engine = Engine(model, decode=chat.decode, stop_token_ids=chat.stop_token_ids)
     run = Run(tmp_path / "run")
     run.folder.mkdir()

@@ -139,3 +139,15 @@ def test_sparkline_spans_the_range_within_its_width() -> None:
     assert sparkline([0.0, 1.0], width=10) == "▁█"
     assert sparkline([2.0, 2.0, 2.0], width=10) == "▄▄▄"
     assert sparkline(list(range(100)), width=8) == "▁▂▃▄▅▆▇█"
+
+
+def test_supervised_steps_of_sparse_models_show_their_load_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = {**SFT_STEP, "mtp_loss": 2.5, "expert_load_cv": 0.125}
+    for mode, columns, is_shown in (("plain", 80, True), ("live", 80, False), ("live", 120, True)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        stream = io.StringIO()
+        with Console(mode, stream=stream) as console:  # type: ignore[arg-type]
+            console.begin("sft", last_step=9)
+            console.row(step)
+        assert ("2.5000" in stream.getvalue()) is is_shown
+        assert ("0.12" in stream.getvalue()) is is_shown

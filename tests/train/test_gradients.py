@@ -238,11 +238,11 @@ def test_old_logprobs_of_turns_stay_with_their_tokens(make_model: MakeModel) -> 
 def test_sft_gradient_does_not_depend_on_micro_batches(make_model: MakeModel) -> None:
     model = make_model()
     sequences = [TrainingSequence(s.prompt_ids, s.completion_ids) for s in rollouts()]
-    loss = sft.accumulate_gradients(model, sequences, micro_batch_tokens=100_000)
+    losses = sft.accumulate_gradients(model, sequences, micro_batch_tokens=100_000)
     whole = gradients(model)
     for max_tokens in (1, 30):
         assert sft.accumulate_gradients(model, sequences, micro_batch_tokens=max_tokens) == pytest.approx(
-            loss, rel=1e-5
+            losses, rel=1e-5
         )
         assert_equal(gradients(model), whole)
 

@@ -23,6 +23,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 CONDITIONAL = {
     "reward_NAME_mean", "reward_NAME_std", "scoring_seconds", "mean_turns", "mean_observation_tokens",
     "num_kept", "num_examples", "divergence", "stage", "stage_kind", "num_steps", "wall_seconds",
+    "mtp_loss", "balance_loss", "expert_load_cv", "expert_load_cv_worst", "expert_max_violation", "unused_experts",
 }  # fmt: skip
 """Keys that not every run has."""
 
@@ -111,6 +112,23 @@ def test_every_key_of_a_row_is_documented_and_no_other(job: Job, kind: str) -> N
     assert found - documented() == set()
     if kind == "grpo":
         assert documented() - found <= CONDITIONAL
+
+
+OF_EXPERTS = {"expert_load_cv", "expert_load_cv_worst", "expert_max_violation", "unused_experts"}
+
+
+@pytest.mark.usefixtures("first_token")
+def test_every_key_of_a_sparse_models_row_is_documented(v3_job: Job) -> None:
+    shared: dict[str, object] = {"task": "first_token", "steps": 1, "eval_problems": 0, "max_tokens": 2}
+    sft.train(SFTConfig(**shared), v3_job, optimizer=Optimizer(v3_job.model))  # type: ignore[arg-type]
+    path = v3_job.run.folder / "metrics.jsonl"
+    assert {*OF_EXPERTS, "mtp_loss", "balance_loss"} <= keys_of(path) <= documented()
+    path.unlink()
+    config = GRPOConfig(**shared, prompts_per_step=4, group_size=16)  # type: ignore[arg-type]
+    grpo.train(config, v3_job, optimizer=Optimizer(v3_job.model))
+    assert keys_of(path) >= OF_EXPERTS
+    assert keys_of(path) <= documented()
+    assert not {"mtp_loss", "balance_loss"} & keys_of(path)
 
 
 @pytest.mark.usefixtures("first_token")

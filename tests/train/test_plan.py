@@ -21,7 +21,8 @@ from aha.models.known import known_config
 from aha.train.batches import TrainingSequence, pack
 from aha.train.logprobs import token_logprobs
 from aha.train.machines import GIB, GPUS, Machine, choose_plan_dtype, find_machine, measure_cpu
-from aha.train.plan import CACHE_QUANTUM, Plan, activation_bytes, cache_bytes, num_trained, plan, training_flops
+from aha.train.plan import CACHE_QUANTUM, Plan, cache_bytes, num_trained, plan, training_flops
+from aha.train.plan_sizes import activation_bytes
 from aha.train.plan_table import describe
 from aha.train.run_shape import RunShape
 

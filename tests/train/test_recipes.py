@@ -23,6 +23,7 @@ SMALLER = {
         "stage.teacher.steps=6", "prompts_per_step=24", "group_size=8", "stage.student.prompts_per_step=64",
         "stage.student.collect_steps=4", "stage.student.steps=60",
     ],
+    "v3_tiny": ["stage.pretraining.steps=1000", "stage.rl.steps=4", "prompts_per_step=24", "group_size=8"],
 }  # fmt: skip
 
 

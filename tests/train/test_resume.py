@@ -140,7 +140,8 @@ steps = 5
 num_samples = 2
 """
 )
-RECIPES = {"two_stages": TWO_STAGES, "grpo_alone": GRPO_ALONE, "r1": R1, "distill": DISTILL}
+RECIPES = {"two_stages": TWO_STAGES, "v3": TWO_STAGES, "grpo_alone": GRPO_ALONE, "r1": R1, "distill": DISTILL}
+"""All on a dense model but v3, whose selection biases are buffers and not parameters."""
 
 
 class Runs:
@@ -183,8 +184,12 @@ class Runs:
 
 
 @pytest.fixture
-def make_runs(tmp_path: Path, base_folder: Path, child_environment: dict[str, str]) -> Any:
-    return lambda name: Runs(tmp_path, recipe=RECIPES[name], base=base_folder, environment=child_environment)
+def make_runs(tmp_path: Path, base_folder: Path, v3_folder: Path, child_environment: dict[str, str]) -> Any:
+    def make(name: str) -> Runs:
+        base = v3_folder if name == "v3" else base_folder
+        return Runs(tmp_path, recipe=RECIPES[name], base=base, environment=child_environment)
+
+    return make
 
 
 def logged(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -12,7 +12,9 @@ import torch
 from aha.models import Transformer
 from aha.train.batches import TrainingSequence
 from aha.train.machines import peak_teraflops
-from aha.train.speed import peak_memory_bytes, speed_metrics, training_flops
+from aha.train.speed import active_body_parameters, peak_memory_bytes, speed_metrics, training_flops
+
+from .conftest import VOCAB_SIZE
 
 MakeModel = Callable[..., Transformer]
 
@@ -26,6 +28,20 @@ def test_operations_are_six_a_parameter_and_token_and_twelve_a_visible_key(make_
     # Together the prompt is computed once: 8 tokens; apart it is computed twice: 11.
     assert training_flops(model, sequences, micro_batch_tokens=100) == 6 * (8 * body + 5 * head) + attention
     assert training_flops(model, sequences, micro_batch_tokens=1) == 6 * (11 * body + 5 * head) + attention
+
+
+def test_operations_of_a_sparse_model_are_those_of_the_experts_that_a_token_meets(make_v3: MakeModel) -> None:
+    model = make_v3()
+    # MLA: queries 32 x 20 and 20 x 4 x 12, latent and rotated key 32 x 20, keys and values 16 x 4 x 18, output 40 x 32.
+    attention = 32 * 20 + 20 * 48 + 32 * 20 + 16 * 72 + 40 * 32
+    # The first layer is dense; of the others a gate, the shared expert and 2 of 8.
+    sparse = 8 * 32 + (1 + 2) * 3 * 32 * 16
+    body = 3 * attention + 3 * 32 * 48 + 2 * sparse
+    assert active_body_parameters(model) == body
+    head = VOCAB_SIZE * 32
+    products = 6 * 3 * 4 * (12 + 10) * 5**2 / 2
+    sequences = [TrainingSequence((1, 2, 3), (4, 5))]
+    assert training_flops(model, sequences, micro_batch_tokens=100) == 6 * (5 * body + 2 * head) + products
 
 
 def test_rates_are_tokens_by_the_seconds_of_their_phase(make_model: MakeModel) -> None:

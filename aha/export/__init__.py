@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,15 +17,26 @@ import torch
 from aha import hub
 from aha.chat import ChatFormat
 from aha.errors import ConfigError, ModelError
-from aha.models import Transformer, hash_weights, load_model, save_adapter, without_adapter
-from aha.models.parity import Parity, compare_models
+from aha.export.card import Form as CardForm
+from aha.export.card import write_card
+from aha.export.proof import Proof
+from aha.models import Form, Transformer, hash_weights, load_model, save_adapter, without_adapter
+from aha.models.checkpoint import stored_tensors
+from aha.models.fp8_files import is_ragged
+from aha.models.parity import compare_models
 from aha.types import Message
 
 DTypeName = Literal["float32", "bfloat16"]
 MAX_PROBABILITY_DIFFERENCE: dict[str, float] = {"float32": 1e-5, "bfloat16": 0.005}
 """Mean difference of the likeliest token's probability that merging an adapter may make, by dtype."""
+MAX_BY_FP8_FORM: dict[Form, float] = {"fp8": 0.1, "fp8_ue8m0": 0.1}
+"""The same for each form of FP8, against the model in float32: SmolLM2-135M moves by 0.047, the built-in by 0.02."""
 MAX_BY_GGUF_KIND = {"f32": 1e-5, "bf16": 0.005, "f16": 0.005, "q8_0": 0.02}
 """The same for each type of gguf file, against the model in float32."""
+_RAGGED = (
+    "note: some matrices have a side that is no multiple of 128. The format allows it, but transformers 5 reads such a "
+    "folder on a GPU only, and vLLM not across several GPUs."
+)
 PROBES = (
     "What is 12 + 30?",
     "Write one sentence about the sea.",
@@ -36,54 +46,15 @@ PROBES = (
 """What the source and its copy are both asked."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """That a written model is the function that it was written from."""
-
-    dtype: str
-    """Of the written weights."""
-    bound: float
-    """Most that `parity.mean_probability_difference` may be."""
-    parity: Parity
-    """Source and written model."""
-    adapter_effect: Parity | None
-    """Source and its base without the adapter, for scale; None where there is no adapter."""
-    sha256: str
-    """Of the written weights."""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Proof:
-        """What `to_json` wrote."""
-        raw = json.loads(text)
-        for name in ("parity", "adapter_effect"):
-            raw[name] = None if raw[name] is None else Parity(**raw[name])
-        return cls(**raw)
-
-    def describe(self) -> str:
-        """One or two sentences for people."""
-        if self.adapter_effect is None:
-            words = f"written in {self.dtype}, read back and compared with its source: {self.parity.describe()}"
-            return f"{words} (allowed: {self.bound:g})" if self.bound else words
-        effect = self.adapter_effect
-        return (
-            f"adapter merged in float32, rounded to {self.dtype}, read back and compared with base and adapter: "
-            f"{self.parity.describe()} (allowed: {self.bound:g}). The adapter itself moved that probability by "
-            f"{effect.mean_probability_difference:.2g} and left {100 * effect.same_argmax_fraction:.1f} % of the "
-            "likeliest tokens as they were"
-        )
-
-
 def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto", keeps_adapter: bool = False) -> str:
     """Write a model as a folder for other tools; returns what was written and how it was proven, for people.
 
     Args:
-        name: a MODEL as every verb takes it.
+        name: a MODEL as every verb takes it, or a .gguf file.
         to: "hf" is a Hugging Face folder, "gguf" a file for llama.cpp and its kin.
         out: folder to make; it must be new or empty.
-        kind: how a gguf file stores matrices, see GGUF_KINDS; "auto" is what the model is stored in.
+        kind: how matrices are stored; "auto" is as the model has them. A gguf file: see GGUF_KINDS; a Hugging Face
+            folder: "fp8" or "fp8_ue8m0", as DeepSeek-V3 and V3.1 are published.
         keeps_adapter: a LoRA run's adapter alone, in PEFT's layout, instead of the merged model.
 
     Raises:
@@ -91,30 +62,53 @@ def export(name: str, *, to: Literal["hf", "gguf"], out: Path, kind: str = "auto
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; name a new one")
-    source = hub.resolve(name)
     if keeps_adapter and to == "gguf":
         raise ConfigError("--adapter keeps PEFT's layout, which is --to hf; a gguf file holds the merged model")
-    if to == "hf" and kind != "auto":
-        raise ConfigError(f"--type {kind} is for --to gguf; a Hugging Face folder keeps the model's own dtype")
+    is_fp8 = kind in MAX_BY_FP8_FORM
+    if to == "hf" and not (is_fp8 or kind == "auto"):
+        choices = ", ".join(MAX_BY_FP8_FORM)
+        raise ConfigError(
+            f"--type {kind} is for --to gguf; a Hugging Face folder keeps the model's dtype, or: {choices}"
+        )
+    if is_fp8 and (to == "gguf" or keeps_adapter):
+        raise ConfigError(f"--type {kind} is for --to hf and a whole model")
     # Under another name until it is proven: a killed export leaves nothing that looks like a model.
     work = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
+    read = work.with_name(f"{work.name}.read")
     try:
+        source = _read_gguf(Path(name), read) if name.endswith(".gguf") and Path(name).is_file() else hub.resolve(name)
         if to == "gguf":
             said = _export_gguf(name, source, work, kind=kind)
         else:
-            said = _export_adapter(name, source, work) if keeps_adapter else _export_hf(name, source, work)
+            said = _export_adapter(name, source, work) if keeps_adapter else _export_hf(name, source, work, kind=kind)
         os.rename(work, out)  # onto an empty folder, or none
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(read, ignore_errors=True)
     return said.replace(str(work), str(out))
 
 
-def _export_hf(name: str, source: Path, out: Path) -> str:
+def _read_gguf(path: Path, folder: Path) -> Path:
+    """A GGUF file as a folder, which the copy is then proven equal to."""
+    from aha.models.gguf import convert_gguf  # here, so that other exports do not wait for it
+
+    origin = f"the file `{path.name}`"
+    convert_gguf(path, folder=folder, base_model=path.stem, origin=origin, dtype="auto")
+    return folder
+
+
+def _export_hf(name: str, source: Path, out: Path, *, kind: str) -> str:
     model, chat = load_as_stored(source), ChatFormat.load(source)
-    proof = write_copy(model, out, prompts=probe_prompts(chat, window=model.config.max_position_embeddings))
+    prompts = probe_prompts(chat, window=model.config.max_position_embeddings)
+    if kind in MAX_BY_FP8_FORM:
+        proof = write_fp8(model, out, form=kind, prompts=prompts)
+        said = [_RAGGED] if any(is_ragged(name, view.shape) for name, view in stored_tensors(model)) else []
+    else:
+        proof, said = write_copy(model, out, prompts=prompts), []
     chat.save(out)
-    write_card(out, name=name, proof=proof)
-    return f"{out}: {proof.describe()}"
+    form: CardForm = "fp8" if kind in MAX_BY_FP8_FORM else "hf"
+    write_card(out, name=name, source=source, form=form, proof=proof.describe(), sha256=proof.sha256)
+    return "\n".join([f"{out}: {proof.describe()}", *said])
 
 
 def _export_adapter(name: str, source: Path, out: Path) -> str:
@@ -131,7 +125,14 @@ def _export_adapter(name: str, source: Path, out: Path) -> str:
     assert model.lora is not None
     assert model.lora.base is not None
     sha256 = model.lora.base.sha256
-    return f"{out}: adapter for {model.lora.base.folder} (sha256 {sha256[:12]}…), read back: {parity.describe()}"
+    words = f"(sha256 {sha256[:12]}…), read back: {parity.describe()}"
+    with (out / "adapter_model.safetensors").open("rb") as file:
+        own_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    base = model.lora.base.folder
+    write_card(
+        out, name=name, source=source, form="adapter", proof=f"adapter for {base.name} {words}", sha256=own_sha256
+    )
+    return f"{out}: adapter for {base} {words}"
 
 
 def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
@@ -141,6 +142,8 @@ def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
     chosen = ("bf16" if stored_dtype(source) == "bfloat16" else "f32") if kind == "auto" else kind
     # float32 holds what every file says exactly, so that only the type of the gguf file rounds.
     model, chat = load_model(source, dtype="float32", device="cpu", resolve=hub.resolve), ChatFormat.load(source)
+    if model.config.vision is not None:
+        raise ModelError(f"{name} sees pictures, and a gguf file would hold its language model alone; use --to hf")
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{Path(name).name}-{chosen}.gguf"
     write_gguf(model, path, tokenizer_folder=chat.folder, kind=chosen, name=Path(name).name)
@@ -157,7 +160,7 @@ def _export_gguf(name: str, source: Path, out: Path, *, kind: str) -> str:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     proof = Proof(dtype=chosen, bound=bound, parity=parity, adapter_effect=None, sha256=sha256)
-    write_card(out, name=name, proof=proof)
+    write_card(out, name=name, source=source, form="gguf", proof=proof.describe(), sha256=sha256)
     return f"{path}: {proof.describe()}"
 
 
@@ -232,10 +235,18 @@ def write_merged(model: Transformer, folder: Path, *, prompts: Sequence[Sequence
     raise ModelError(f"the merged model is not equal to base and adapter: {parity.describe()} (allowed: {bound:g})")
 
 
-def write_card(folder: Path, *, name: str, proof: Proof) -> None:
-    """Write README.md beside an exported model: what it is, and the proof."""
-    words = proof.describe()
-    lines = ["---", f"base_model: {name}", "pipeline_tag: text-generation", "---", "", f"# {folder.name}", ""]
-    lines += [f"Written by `aha export {name}`. {words[0].upper()}{words[1:]}.", ""]
-    lines += [f"sha256 of the weights: `{proof.sha256}`. The licence of the source applies.", ""]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+def write_fp8(model: Transformer, folder: Path, *, form: Form, prompts: Sequence[Sequence[int]]) -> Proof:
+    """Write a model with its layers' matrices in FP8, read it back, and measure what the rounding did.
+
+    Both are computed in float32, where that rounding is all there is to be seen.
+
+    Raises:
+        ModelError: it moved the probabilities too far.
+    """
+    model.save(folder, form=form)
+    bound = MAX_BY_FP8_FORM[form]
+    written = load_model(folder, dtype="float32", device=str(model.device))
+    parity = compare_models(copy.deepcopy(model).float(), written, prompts=prompts)
+    if parity.mean_probability_difference > bound:
+        raise ModelError(f"in {form} the model is not equal to its source: {parity.describe()} (allowed: {bound:g})")
+    return Proof(dtype=form, bound=bound, parity=parity, adapter_effect=None, sha256=hash_weights(folder))
