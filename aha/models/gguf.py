@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -24,6 +23,7 @@ from aha.models.gguf_file import GgufFile, GgufTensor, read_gguf
 from aha.models.gguf_names import ARCHITECTURES, EXPERT_KEYS, EXPERT_NAMES, LAYER_NAMES, ROPE_FACTORS, TOP_NAMES
 from aha.models.gguf_rope import read_scaling
 from aha.models.gguf_tokenizer import build_gguf_tokenizer, special_ids
+from aha.models.shards import ShardedWriter
 
 # What `_read_config` and `read_scaling` understand of an architecture's metadata, and what changes nothing.
 _UNDERSTOOD = {
@@ -100,7 +100,7 @@ def convert_gguf(
         _check_shapes(entries, config=config)
         tokenizer = build_gguf_tokenizer(fields)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_safetensors(entries, path=folder / "model.safetensors", dtype=dtype)
+        _write_weights(entries, folder=folder, dtype=dtype)
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from None
     except KeyError as error:
@@ -226,10 +226,7 @@ def _check_shapes(entries: Iterable[_Entry], *, config: ModelConfig) -> None:
     """Every tensor that the model has, and no other, in the shape that it has there."""
     if config.model_type == "llama" and config.has_qkv_bias != config.has_output_bias:
         raise ModelError("it has biases on some of the attention's projections; only on all or on none is supported")
-    try:
-        expected = {name: tuple(part.shape) for name, part in stored_tensors(build_model(config, device="meta"))}
-    except RuntimeError:
-        raise ModelError("its sizes are larger than any memory") from None
+    expected = {name: tuple(part.shape) for name, part in stored_tensors(build_model(config, device="meta"))}
     for entry in entries:
         shape = expected.pop(entry.name, None)
         if shape is None:
@@ -259,32 +256,20 @@ def _halves(num_rows: int, num_heads: int) -> NDArray[np.int64]:
     return np.arange(num_rows).reshape(num_heads, num_rows // num_heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
-def _round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Upper halves of the floats, rounded to nearest even. Weights are finite, so no carry reaches a NaN."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
-
-
-def _write_safetensors(entries: Iterable[_Entry], *, path: Path, dtype: Literal["bfloat16", "float32"]) -> None:
-    """Stream the tensors out, so that neither the model nor a tensor is in memory as a whole."""
-    entries = sorted(entries, key=lambda entry: entry.name)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for entry in entries:
-        end = offset + (2 if dtype == "bfloat16" else 4) * int(np.prod(entry.shape))
-        kind = "BF16" if dtype == "bfloat16" else "F32"
-        header[entry.name] = {"dtype": kind, "shape": entry.shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+def _write_weights(entries: Sequence[_Entry], *, folder: Path, dtype: Literal["bfloat16", "float32"]) -> None:
+    """Stream the tensors out: no more than one is in memory, and some of its rows in float32 beside it."""
+    stored_as = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     console = Console(stderr=True)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+    with ShardedWriter(folder, shapes={entry.name: (stored_as, entry.shape) for entry in entries}) as writer:
         for entry in track(entries, "converting", console=console, disable=not console.is_terminal):
-            for values in _read_values(entry):
-                file.write((_round_to_bfloat16(values) if dtype == "bfloat16" else values.astype("<f4")).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+            values = torch.empty(entry.shape, dtype=stored_as)
+            start = 0
+            for rows in _read_values(entry):
+                part = torch.from_numpy(rows.reshape(-1, *entry.shape[1:]))
+                values[start : start + len(part)] = part
+                start += len(part)
+            writer.write(entry.name, values)
+        writer.put_in_place()
 
 
 def _write_tokenizer_files(fields: Mapping[str, Any], *, folder: Path) -> None:
