@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from aha.models.gguf_file import GgufFile, GgufTensor, read_gguf
 from aha.models.gguf_names import ARCHITECTURES, EXPERT_KEYS, EXPERT_NAMES, LAYER_NAMES, ROPE_FACTORS, TOP_NAMES
 from aha.models.gguf_rope import read_scaling
 from aha.models.gguf_tokenizer import build_gguf_tokenizer, special_ids
+from aha.models.json_file import write_json_object
 from aha.models.shards import ShardedWriter
 
 # What `_read_config` and `read_scaling` understand of an architecture's metadata, and what changes nothing.
@@ -108,7 +108,7 @@ def convert_gguf(
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"{source}: its metadata has a value of the wrong type: {error}") from None
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "config.json", dump_config(config, dtype=dtype))
+    write_json_object(folder / "config.json", dump_config(config, dtype=dtype))
     _write_tokenizer_files(fields, folder=folder)
     counts = Counter(tensor.kind.name for tensor in file.tensors.values())
     card = _model_card(source, fields=fields, counts=counts, base_model=base_model, origin=origin)
@@ -281,12 +281,12 @@ def _write_tokenizer_files(fields: Mapping[str, Any], *, folder: Path) -> None:
         "model_max_length": int(fields[f"{fields['general.architecture']}.context_length"]),
         **{f"{short}_token": tokens[ids[short]] for short in ("bos", "eos", "pad", "unk") if short in ids},
     }
-    _write_json(folder / "tokenizer_config.json", tokenizer_config)
+    write_json_object(folder / "tokenizer_config.json", tokenizer_config)
     stops: dict[str, Any] = {f"{short}_token_id": ids[short] for short in ("bos", "eos", "pad") if short in ids}
     ends = list(dict.fromkeys(ids[short] for short in ("eos", "eot", "eom") if short in ids))
     if len(ends) > 1:
         stops["eos_token_id"] = ends
-    _write_json(folder / "generation_config.json", stops)
+    write_json_object(folder / "generation_config.json", stops)
     if "tokenizer.chat_template" in fields:
         (folder / "chat_template.jinja").write_text(str(fields["tokenizer.chat_template"]), encoding="utf-8")
 
@@ -312,7 +312,3 @@ original by the rounding of the quantisation.
 - sha256 of the GGUF file: `{sha256}`
 - Licence: {fields.get("general.license", "unknown")}, as the original
 """
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
