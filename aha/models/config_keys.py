@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aha.errors import ModelError
+from aha.models.config_values import shortened
 
 _COMMON = {
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -112,7 +113,7 @@ def _refuse_unknown(raw: Mapping[str, Any], *, known: set[str], where: str) -> N
     for key, value in raw.items():
         if key not in known and not _is_off(value):
             raise ModelError(
-                f"unknown setting {key!r} = {_shortened(value)}: aha does not know what it changes in {where}; "
+                f"unknown setting {key!r} = {shortened(value)}: aha does not know what it changes in {where}; "
                 "delete it from the file if it changes nothing"
             )
 
@@ -128,13 +129,8 @@ def refuse_unknown_rope_keys(scaling: Mapping[str, Any], *, kind: str) -> None:
         known = known | {"factor", "original_max_position_embeddings"}  # leftovers, which transformers ignores too
     for key, value in scaling.items():
         if key not in known and not _is_off(value):
-            raise ModelError(f"unknown setting {key!r} = {_shortened(value)} of rope scaling {kind!r}")
+            raise ModelError(f"unknown setting {key!r} = {shortened(value)} of rope scaling {kind!r}")
 
 
 def _is_off(value: Any) -> bool:
     return value is None or value is False or value in (0, "", [], {})
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

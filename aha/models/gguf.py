@@ -18,6 +18,7 @@ from aha.errors import ModelError, unknown_name
 from aha.models.checkpoint import build_model, stored_tensors
 from aha.models.config import ExpertsShape, ModelConfig
 from aha.models.config_files import dump_config
+from aha.models.config_values import shortened, whole_number
 from aha.models.gguf_file import GgufFile, GgufTensor, read_gguf
 from aha.models.gguf_names import ARCHITECTURES, EXPERT_KEYS, EXPERT_NAMES, LAYER_NAMES, ROPE_FACTORS, TOP_NAMES
 from aha.models.gguf_rope import read_scaling
@@ -122,13 +123,13 @@ def _read_config(file: GgufFile) -> ModelConfig:
         raise ModelError(unknown_name("GGUF architecture", architecture, ARCHITECTURES))
     _refuse_other_maths(file, architecture)
     fields = {key.removeprefix(f"{architecture}."): value for key, value in file.fields.items()}
-    hidden_size, num_heads = _whole(fields, "embedding_length"), _whole(fields, "attention.head_count")
-    num_layers = _whole(fields, "block_count")
+    hidden_size, num_heads = whole_number(fields, "embedding_length"), whole_number(fields, "attention.head_count")
+    num_layers = whole_number(fields, "block_count")
     if num_layers > len(file.tensors):
         raise ModelError(f"it says that it has {num_layers} layers, and has {len(file.tensors)} tensors")
-    head_dim = _whole(fields, "attention.key_length", default=hidden_size // max(1, num_heads))
+    head_dim = whole_number(fields, "attention.key_length", default=hidden_size // max(1, num_heads))
     for key in ("attention.value_length", "rope.dimension_count"):
-        if _whole(fields, key, default=head_dim) != head_dim:
+        if whole_number(fields, key, default=head_dim) != head_dim:
             raise ModelError(f"metadata {key!r} is {fields[key]}; only the width of a head, {head_dim}, is supported")
     theta = float(fields.get("rope.freq_base", 10_000.0))
     is_qwen3 = architecture in ("qwen3", "qwen3moe")
@@ -138,12 +139,12 @@ def _read_config(file: GgufFile) -> ModelConfig:
         model_type=ARCHITECTURES[architecture],
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
         hidden_size=hidden_size,
-        intermediate_size=_whole(fields, "feed_forward_length"),
+        intermediate_size=whole_number(fields, "feed_forward_length"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=_whole(fields, "attention.head_count_kv", default=num_heads),
+        num_kv_heads=whole_number(fields, "attention.head_count_kv", default=num_heads),
         head_dim=head_dim,
-        max_position_embeddings=_whole(fields, "context_length"),
+        max_position_embeddings=whole_number(fields, "context_length"),
         # Stored as float32: 1e-5 comes back as 9.999999747378752e-06.
         rms_norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.7g}"),
         rope_theta=theta,
@@ -161,22 +162,15 @@ def _read_config(file: GgufFile) -> ModelConfig:
 
 def _read_experts(fields: Mapping[str, Any]) -> ExpertsShape:
     """As llama.cpp's src/models/qwen3moe.cpp: experts in every layer, their weights always divided by their sum."""
-    per_token = _whole(fields, "expert_used_count")
-    default = _whole(fields, "feed_forward_length") // max(1, per_token)
+    per_token = whole_number(fields, "expert_used_count")
+    default = whole_number(fields, "feed_forward_length") // max(1, per_token)
     return ExpertsShape(
-        num_experts=_whole(fields, "expert_count"),
+        num_experts=whole_number(fields, "expert_count"),
         num_experts_per_token=per_token,
-        intermediate_size=_whole(fields, "expert_feed_forward_length", default=default),
+        intermediate_size=whole_number(fields, "expert_feed_forward_length", default=default),
         scoring="softmax",
         has_selection_bias=False,
     )
-
-
-def _whole(fields: Mapping[str, Any], key: str, *, default: int | None = None) -> int:
-    value = fields[key] if default is None else fields.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelError(f"metadata {key!r} must be a whole number, got {str(value)[:40]}")
-    return value
 
 
 def _refuse_other_maths(file: GgufFile, architecture: str) -> None:
@@ -190,8 +184,9 @@ def _refuse_other_maths(file: GgufFile, architecture: str) -> None:
         key = name.removeprefix(f"{architecture}.")
         is_understood = key in _UNDERSTOOD or (architecture == "qwen3moe" and key in EXPERT_KEYS)
         if key != name and not is_understood and value not in _NEUTRAL.get(key, ()):
-            shown = str(value)[:40]
-            raise ModelError(f"metadata {name!r} = {shown} is not supported: it could change what the model computes")
+            raise ModelError(
+                f"metadata {name!r} = {shortened(value)} is not supported: it could change what the model computes"
+            )
 
 
 def _rope_factors(file: GgufFile, architecture: str) -> NDArray[np.float32] | None:

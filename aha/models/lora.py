@@ -105,7 +105,7 @@ class LowRank(nn.Module):
             self._block = (key, block)
         return self._block[1]
 
-    def merged(self, weight: Tensor, weight_version: int) -> Tensor:
+    def merged(self, weight: Tensor, *, weight_version: int) -> Tensor:
         """The fused matrix with the adapters in it, in its own dtype; made again when the parameters have changed."""
         key = self._key(weight_version)
         if self._merged is None or self._merged[0] != key:

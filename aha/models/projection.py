@@ -18,7 +18,7 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class HasGrouped(Protocol):
     """A `Linear` that has its own product of rows with the matrices of experts (aha.models.experts.grouped_product)."""
 
-    def grouped(self, x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor, /) -> Tensor: ...
+    def grouped(self, x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor, /) -> Tensor: ...
 
 
 class Attention(Protocol):
@@ -94,7 +94,9 @@ class Projection(nn.Linear):
 
     def effective_weight(self, run: Pass) -> Tensor:
         """The weight with the adapter's product in it, for who needs the matrix itself; no gradient reaches that."""
-        return self.weight if self.adapter is None else self.adapter.merged(self.weight, run.weight_version)
+        return (
+            self.weight if self.adapter is None else self.adapter.merged(self.weight, weight_version=run.weight_version)
+        )
 
     def part_rows(self) -> dict[str, slice]:
         """The rows of each part."""
