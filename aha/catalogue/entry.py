@@ -33,7 +33,6 @@ PLANNED_TOKENS = 4096
 """Tokens of the one conversation that has to fit beside the weights."""
 _RUNTIME_BYTES = {"RAM": GIB * 3 // 4, "GPU": GIB * 3 // 2}
 """Python and libraries (aha.train.machines)."""
-_MAX_LAYERS = 10_000
 _MAX_PARAMETERS = 10**18
 _BUILT_IN_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
@@ -178,7 +177,7 @@ def _parse(raw: Mapping[str, Any], *, source: str) -> tuple[ModelConfig, str]:
     plain = {key: value for key, value in raw.items() if key not in ("auto_map", "quantization_config")}
     config = parse_config(plain, source=source)
     sizes = [value for value in vars(config).values() if isinstance(value, int)]
-    if config.num_layers + config.num_mtp_layers > _MAX_LAYERS or max(sizes) > 10**9:
+    if max(sizes) > 10**9:
         raise ModelError(f"{source}: {config.num_layers:,} layers of width {config.hidden_size:,} are no model's")
     if count_parameters(config).held > _MAX_PARAMETERS:
         raise ModelError(f"{source}: more than {_MAX_PARAMETERS:.0e} parameters are no model's")
