@@ -1,6 +1,6 @@
 """A small DeepSeek-V3 on a CPU beside transformers: training, sampling; and attention over latents beside expanded.
 
-    python -m bench.v3 [--only training sampling latent] [--shapes tiny wide] [--dtypes float32 bfloat16] [--quick]
+    python -m bench.v3 [--only training sampling latent] [--shapes tiny wide] [--sampled-shapes tiny wide] [--quick]
 
 The two sides of a race live in one process and take turns, round after round; what counts is the ratio of medians.
 """
@@ -53,7 +53,7 @@ def _training(options: argparse.Namespace) -> Iterator[str]:
         for dtype in options.dtypes:
             for batch in ("equal", "completions"):
                 # Equal lengths and all logits; or a group's completions and their log-probabilities, as GRPO trains.
-                job = {"batch": batch, "num_documents": 16, "length": 128 if shape == "tiny" else 64}
+                job = {"batch": batch, "num_documents": 16, "length": 128 if shape == "tiny" else 32}
                 found = _race("bench.v3_races:race_training", job, options, shape=shape, dtype=dtype)
                 what = {"equal": "all logits, equal lengths", "completions": "completions, prompts shared"}[batch]
                 for side, seconds in found.details["seconds"].items():
@@ -61,9 +61,9 @@ def _training(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _sampling(options: argparse.Namespace) -> Iterator[str]:
-    for shape in options.shapes:
+    for shape in options.sampled_shapes:
         for dtype in options.dtypes:
-            job = {"num_sequences": 64, "num_tokens": 64}
+            job = {"num_sequences": 64, "num_tokens": 48}
             found = _race("bench.v3_races:race_sampling", job, options, shape=shape, dtype=dtype)
             for side, seconds in found.details["seconds"].items():
                 rates = [found.num_tokens / s for s in seconds]
@@ -75,7 +75,7 @@ def _sampling(options: argparse.Namespace) -> Iterator[str]:
 def _latent(options: argparse.Namespace) -> Iterator[str]:
     for dtype in options.dtypes:
         for length in (64, 128) if options.quick else LATENT_LENGTHS:
-            job = {"length": length, "rows": 4, "dtype": dtype, "rounds": 2 if options.quick else 15}
+            job = {"length": length, "rows": 4, "dtype": dtype, "rounds": 2 if options.quick else 7}
             entry = "bench.v3_races:race_latent"
             found = run_child(entry, job, num_threads=options.threads, timeout_seconds=options.timeout)
             absorbed, cached, expanded = (statistics.median(s) for s in found.details["seconds"].values())
@@ -107,8 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     races = ("training", "sampling", "latent")
     parser.add_argument("--only", nargs="+", choices=races, default=races)
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=tuple(SHAPES))
+    # Not both: transformers takes minutes to sample from the wide one.
+    parser.add_argument("--sampled-shapes", nargs="+", choices=tuple(SHAPES), default=("tiny",))
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
-    parser.add_argument("--rounds", type=int, default=5, help="timed repetitions of every side")
+    parser.add_argument("--rounds", type=int, default=3, help="timed repetitions of every side")
     parser.add_argument("--threads", type=int, default=1, help="of each side")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one race")
     parser.add_argument("--quick", action="store_true", help="a few tokens of everything: does it run at all?")

@@ -31,6 +31,8 @@ QUICK: dict[str, list[str]] = {
     "aha tasks rg:chain_sum,max_terms=5": ["tasks", "rg:chain_sum,max_terms=5"],
     "aha train r1_gpu --dry-run": ["train", "r1_gpu", "--dry-run"],
     "aha train qwen2.5_1.5b --dry-run": ["train", "qwen2.5_1.5b", "--dry-run"],
+    "aha models": ["models"],
+    "aha models deepseek-ai/DeepSeek-R1": ["models", "deepseek-ai/DeepSeek-R1"],
 }
 """README command → what is run instead, in the order of the README."""
 
@@ -56,6 +58,11 @@ SLOW |= {
     ],
     "aha eval --compare scores/r1 scores/base": ["eval", "--compare", "scores/r1", "scores/base"],
     "aha export runs/r1 --to hf exported": ["export", "runs/r1", "--to", "hf", "exported"],
+    "aha train v3_tiny": ["train", "v3_tiny", "stage.pretraining.steps=2", "stage.rl.steps=1", *SMALL[1:]],
+    'aha chat runs/v3_tiny "3 7 8 > 24" --stats': ["chat", "runs/v3_tiny", "3 7 8 > 24", "--stats"],
+    "aha export runs/v3_tiny --to hf v3-fp8 --type fp8": [
+        *("export", "runs/v3_tiny", "--to", "hf", "v3-fp8", "--type", "fp8"),
+    ],
 }
 MAKE = {"make demo": "aha train countdown", "make test": "pytest"}
 SERVE = "aha serve runs/countdown --port 8000"

@@ -53,9 +53,8 @@ class PackedAttention:
     ) -> Tensor:
         if self._is_one_block:
             shape = (len(self._lengths), self._lengths[0])
-            # Without a backward pass the fused kernel is the faster one, also where it must pad MLA's values.
-            is_trained = q_NHC.requires_grad and latent_NR is not None
-            is_plain = is_trained and _is_plain(q_NHC, num_weights=shape[0] * shape[1] ** 2)
+            # MLA's narrower values would be padded for the fused kernel, whose backward pass is slow besides.
+            is_plain = latent_NR is not None and _is_plain(q_NHC, num_weights=shape[0] * shape[1] ** 2)
             attend = _causal_by_products if is_plain else _causal
             return attend(*(x.unflatten(0, shape) for x in (q_NHC, k_NKC, v_NKC)), scale=scale).flatten(0, 1)
         parts = []

@@ -207,10 +207,20 @@ def test_recomputed_experts_have_the_gradients_of_kept_ones() -> None:
     assert all(torch.equal(kept, again) for kept, again in zip(*grads, strict=True))
 
 
-def test_latent_attention_with_and_without_gradients_agrees() -> None:
+def test_latent_attention_has_the_same_bits_with_and_without_gradients() -> None:
     model = build_model(config(), dtype="float32", device="cpu")
     model.initialise(seed=0)
     token_ids_BT = torch.randint(0, 19, (3, 21), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(token_ids_BT)
+    assert torch.equal(model(token_ids_BT).detach(), expected)
+
+
+@pytest.mark.parametrize("most", [0, 512])
+def test_fused_and_plain_latent_attention_agree(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(config(), dtype="float32", device="cpu")
+    model.initialise(seed=0)
+    token_ids_BT = torch.randint(0, 19, (3, 21), generator=torch.Generator().manual_seed(0))
+    expected = model(token_ids_BT).detach()
+    monkeypatch.setattr("aha.models.attention.MAX_PLAIN_LENGTH", most)
     torch.testing.assert_close(model(token_ids_BT).detach(), expected, atol=1e-5, rtol=0)
