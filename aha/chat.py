@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from tokenizers import Encoding, Tokenizer
 
 from aha.errors import AhaError, DataError, ModelError, RequestError
+from aha.models.json_file import read_json_object
 from aha.models.tiktoken_file import TIKTOKEN_FILE, read_tiktoken, save_converted
 from aha.outline import Frame, Segment, align, find_frame, replace_contents
 from aha.streaming import (
@@ -360,15 +361,7 @@ def _build_tokenizer(spec: dict[str, Any]) -> Tokenizer:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a file; an absent file is an empty one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return value
+    return read_json_object(path) if path.exists() else {}
 
 
 def _token_text(value: Any) -> str:

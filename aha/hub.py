@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 )
 
 from aha.errors import ModelError, unknown_name
+from aha.models.json_file import read_json_object
 
 RUNS_FOLDER = Path("runs")
 _log = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ def _download_from_hub(model_id: str, *, wants: Literal["weights", "config"]) ->
         config = folder / "config.json"
         if wants == "config":
             return folder
-        if config.is_file() and "auto_map" in json.loads(config.read_text(encoding="utf-8")):
+        if config.is_file() and "auto_map" in read_json_object(config):
             why = f"{model_id} runs code from its repository (auto_map), which aha never does"
             raise ModelError(f"{why}; of a family in `aha models`, download it and delete auto_map from config.json")
         folder = _snapshot(model_id, files=_HUB_FILES, is_offline=bool(problem))

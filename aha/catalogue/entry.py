@@ -5,7 +5,6 @@ Everything follows from a config.json, so it holds for models that are not known
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -27,13 +26,13 @@ from aha.models.counts import (
     shared_matrices,
     weight_bytes,
 )
+from aha.models.json_file import read_json_object
 from aha.models.known import KNOWN_CONFIGS, KNOWN_MODELS, KnownModel, find_known
 
 PLANNED_TOKENS = 4096
 """Tokens of the one conversation that has to fit beside the weights."""
 _RUNTIME_BYTES = {"RAM": GIB * 3 // 4, "GPU": GIB * 3 // 2}
 """Python and libraries (aha.train.machines)."""
-_MAX_LAYERS = 10_000
 _MAX_PARAMETERS = 10**18
 _BUILT_IN_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
@@ -149,9 +148,9 @@ def find_entry(name: str) -> Entry:
 def _file_entry(path: Path, *, name: str) -> Entry:
     base = ""
     if not path.is_file() and (path.parent / "adapter_config.json").is_file():
-        base = str(_read_object(path.parent / "adapter_config.json").get("base_model_name_or_path"))
+        base = str(read_json_object(path.parent / "adapter_config.json").get("base_model_name_or_path"))
         path = hub.resolve(base, wants="config") / "config.json"
-    raw = _read_object(path)
+    raw = read_json_object(path)
     config, note = _parse(raw, source=str(path))
     folder = path.parent
     weights = sorted(folder.glob("*.safetensors"))
@@ -171,16 +170,6 @@ def _file_entry(path: Path, *, name: str) -> Entry:
         folder=folder if weights else None,
         num_bytes=sum(p.stat().st_size for p in weights) if weights else None,
     )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return raw
 
 
 def _refusals(raw: Mapping[str, Any]) -> list[str]:
@@ -207,7 +196,7 @@ def _parse(raw: Mapping[str, Any], *, source: str) -> tuple[ModelConfig, str]:
     plain = {key: value for key, value in raw.items() if key not in ("auto_map", "quantization_config")}
     config = parse_config(plain, source=source)
     sizes = [value for value in vars(config).values() if isinstance(value, int)]
-    if config.num_layers + config.num_mtp_layers > _MAX_LAYERS or max(sizes) > 10**9:
+    if max(sizes) > 10**9:
         raise ModelError(f"{source}: {config.num_layers:,} layers of width {config.hidden_size:,} are no model's")
     if count_parameters(config).held > _MAX_PARAMETERS:
         raise ModelError(f"{source}: more than {_MAX_PARAMETERS:.0e} parameters are no model's")
@@ -244,7 +233,7 @@ def _local_entry(name: str) -> Entry:
     model_id = _BUILT_IN_IDS.get(name, "")
     config, model_type, note = None, "", "" if is_here else f"not here yet: aha models fetch {name}"
     try:
-        raw = _read_object(folder / "config.json") if is_here else KNOWN_CONFIGS[model_id]
+        raw = read_json_object(folder / "config.json") if is_here else KNOWN_CONFIGS[model_id]
         model_type = str(raw.get("model_type"))
         config, note = _parse(raw, source=name)[0], note
     except ModelError as error:
@@ -270,7 +259,7 @@ def _local_entry(name: str) -> Entry:
 def _origin(folder: Path, known: hub.BuiltIn) -> str:
     """Where a fetched model came from, in words."""
     if (folder / hub.SOURCE_FILE).is_file():
-        return str(_read_object(folder / hub.SOURCE_FILE).get("source"))
+        return str(read_json_object(folder / hub.SOURCE_FILE).get("source"))
     return f"https://huggingface.co/{known.repository}" if known.repository else "inside this package"
 
 

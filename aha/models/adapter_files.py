@@ -6,12 +6,10 @@ Names and settings as PEFT 0.21 writes and reads them (tests/models/peft holds o
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +22,7 @@ from torch import Tensor
 from aha.errors import ModelError
 from aha.models.checkpoint import load_model
 from aha.models.config_files import dump_config
+from aha.models.json_file import read_json_object, write_json_object
 from aha.models.lora import BaseWeights, Lora, adapters, attach_parts
 from aha.models.placement import DType
 from aha.models.shards import weight_files
@@ -104,9 +103,9 @@ def save_adapter(model: Transformer, folder: Path) -> None:
         save_file(tensors, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)
         os.replace(temporary, folder / WEIGHTS)
-        _write_json(folder / BASE, {"folder": str(lora.base.folder), "sha256": lora.base.sha256})
-        _write_json(folder / "config.json", config)
-        _write_json(folder / CONFIG, _peft_config(lora, targets=targets))
+        write_json_object(folder / BASE, {"folder": str(lora.base.folder), "sha256": lora.base.sha256})
+        write_json_object(folder / "config.json", config)
+        write_json_object(folder / CONFIG, _peft_config(lora, targets=targets))
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot write the adapter to {folder}: {error}") from None
 
@@ -179,7 +178,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
     Raises:
         ModelError: a file is missing or broken, or describes something other than plain LoRA.
     """
-    raw = _read_json(folder / CONFIG)
+    raw = read_json_object(folder / CONFIG)
     if raw.get("peft_type") != "LORA":
         raise ModelError(f"{folder / CONFIG}: peft_type {raw.get('peft_type')!r} is not supported; only 'LORA' is")
     for key, harmless in _REFUSED.items():
@@ -191,7 +190,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
         scale = alpha / math.sqrt(rank) if raw.get("use_rslora") else alpha / rank
         base = None
         if (folder / BASE).is_file():
-            saved = _read_json(folder / BASE)
+            saved = read_json_object(folder / BASE)
             base = BaseWeights(Path(saved["folder"]), str(saved["sha256"]))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{folder / CONFIG}: a setting is missing or has the wrong type: {error!r}") from None
@@ -247,23 +246,3 @@ def _check_base(expected: BaseWeights | None, found: BaseWeights, *, folder: Pat
             f"{folder}: the adapter belongs to base weights with sha256 {expected.sha256[:12]}…, those of "
             f"{found.folder} have {found.sha256[:12]}…; put the old base back, or train a new adapter"
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return raw
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +19,7 @@ from aha.models.config_files import dump_config, read_config, read_fp8_format
 from aha.models.fp8 import FP8, scale_shape
 from aha.models.fp8_files import SCALE_SUFFIX, Form, Fp8Weights, fp8_format, fp8_tensors, is_converted
 from aha.models.internvl import InternVL, published_name, short_name
+from aha.models.json_file import write_json_object
 from aha.models.lora import adapters
 from aha.models.placement import DType, choose_device, choose_dtype
 from aha.models.projection import HasStoredParts
@@ -215,23 +214,13 @@ def save_model(model: Transformer, *, folder: Path, dtype: DType = "auto", form:
             for name, values in merged if form == "full" else fp8_tensors(merged, form=form):
                 writer.write(name, values)
             writer.put_in_place()
-        _replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_json_object(folder / "config.json", config)
     except OSError as error:
         raise ModelError(f"cannot write the model to {folder}: {error}") from None
     finally:
         if is_new:
             with suppress(OSError):
                 folder.rmdir()  # which an empty one alone can be
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _stored_forms(

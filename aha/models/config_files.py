@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from aha.models.config_keys import refuse_unknown_keys
 from aha.models.config_rope import dump_rope, read_rope
 from aha.models.config_values import flag, number, token_id, whole_number
 from aha.models.fp8_config import Fp8Format, parse_fp8
+from aha.models.json_file import read_json_object
 from aha.models.vision_config import VisionShape, dump_vision, read_vision
 
 # Class defaults of the transformers configurations: what a missing key means.
@@ -63,15 +63,9 @@ def read_fp8_format(folder: Path | str) -> Fp8Format | None:
 
 def _read_json(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder} is not a model folder: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return raw
+    if not path.exists():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+    return read_json_object(path)
 
 
 def parse_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aha.errors import ModelError
+from aha.models.config_values import shortened
 
 _COMMON = {
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -40,6 +41,14 @@ _READ = {
     },
 }  # fmt: skip
 """model_type -> what its reader looks at, beside _COMMON."""
+
+_VISION = {
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
+    "patch_size", "num_channels", "norm_type", "layer_norm_eps", "attention_bias", "use_qk_norm",
+    "use_absolute_position_embeddings", "use_mean_pooling", "use_mask_token", "layer_scale_init_value",
+    "initializer_range", "hidden_act",
+}  # fmt: skip
+_VISION_HARMLESS = {"hidden_dropout_prob", "projection_dropout", "dropout", "drop_path_rate", "initializer_factor"}
 
 _HARMLESS = {
     # Where a file comes from, and what it is stored as.
@@ -88,11 +97,23 @@ def refuse_unknown_keys(raw: Mapping[str, Any], *, model_type: str) -> None:
             f"{_CODE} names code in the model's repository, which aha never runs; {model_type} is built in, so delete "
             f"{_CODE} from the file if that code is the family's own"
         )
-    known = _COMMON | _READ[model_type] | _HARMLESS
+    _refuse_unknown(raw, known=_COMMON | _READ[model_type] | _HARMLESS, where=model_type)
+
+
+def refuse_unknown_vision_keys(vision: Mapping[str, Any]) -> None:
+    """The same for the eye of a model that sees.
+
+    Raises:
+        ModelError: naming a setting that may change what the eye computes.
+    """
+    _refuse_unknown(vision, known=_VISION | _VISION_HARMLESS | _HARMLESS, where="vision_config")
+
+
+def _refuse_unknown(raw: Mapping[str, Any], *, known: set[str], where: str) -> None:
     for key, value in raw.items():
         if key not in known and not _is_off(value):
             raise ModelError(
-                f"unknown setting {key!r} = {_shortened(value)}: aha does not know what it changes in {model_type}; "
+                f"unknown setting {key!r} = {shortened(value)}: aha does not know what it changes in {where}; "
                 "delete it from the file if it changes nothing"
             )
 
@@ -108,13 +129,8 @@ def refuse_unknown_rope_keys(scaling: Mapping[str, Any], *, kind: str) -> None:
         known = known | {"factor", "original_max_position_embeddings"}  # leftovers, which transformers ignores too
     for key, value in scaling.items():
         if key not in known and not _is_off(value):
-            raise ModelError(f"unknown setting {key!r} = {_shortened(value)} of rope scaling {kind!r}")
+            raise ModelError(f"unknown setting {key!r} = {shortened(value)} of rope scaling {kind!r}")
 
 
 def _is_off(value: Any) -> bool:
     return value is None or value is False or value in (0, "", [], {})
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def shortened(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def whole_number(raw: Mapping[str, Any], key: str, *, default: int | None = None) -> int:
     """A whole number.
 
@@ -15,7 +21,7 @@ def whole_number(raw: Mapping[str, Any], key: str, *, default: int | None = None
     """
     value = raw[key] if default is None else raw.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{key} must be a whole number, got {value!r}")
+        raise TypeError(f"{key} must be a whole number, got {shortened(value)}")
     return value
 
 
@@ -28,7 +34,7 @@ def number(raw: Mapping[str, Any], key: str, *, default: float | None = None) ->
     """
     value = raw[key] if default is None else raw.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{key} must be a number, got {value!r}")
+        raise TypeError(f"{key} must be a number, got {shortened(value)}")
     return float(value)
 
 
@@ -42,7 +48,7 @@ def flag(raw: Mapping[str, Any], key: str, *, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise TypeError(f"{key} must be true or false, got {value!r}")
+        raise TypeError(f"{key} must be true or false, got {shortened(value)}")
     return value
 
 
@@ -53,5 +59,5 @@ def token_id(value: Any, key: str) -> int:
         TypeError: it is no whole number that a token can have.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        raise TypeError(f"{key} must be a token's number, got {value!r}")
+        raise TypeError(f"{key} must be a token's number, got {shortened(value)}")
     return value

@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from aha.models.config import ModelConfig
+from aha.models.fp8_config import BLOCK_SIZE
 from aha.models.vision_config import VisionShape
-
-FP8_BLOCK = 128
-"""Rows and columns that share a scale (DeepSeek-V3's README_WEIGHTS.md)."""
 
 
 class ParameterCounts(NamedTuple):
@@ -202,7 +200,7 @@ def _attention_vectors(config: ModelConfig) -> int:
 
 
 def _num_blocks(matrix: Matrix) -> int:
-    return -(-matrix.num_out // FP8_BLOCK) * -(-matrix.num_in // FP8_BLOCK)
+    return -(-matrix.num_out // BLOCK_SIZE) * -(-matrix.num_in // BLOCK_SIZE)
 
 
 def _eye(vision: VisionShape, *, width: int) -> int:

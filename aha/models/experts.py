@@ -118,10 +118,11 @@ class MixtureOfExperts(nn.Module):
 
     def _by_products_of(self, linear: HasGrouped, x_ND: Tensor, routing: Routing, order: ExpertOrder) -> Tensor:
         """The chosen experts' weighted sum, by products that are not the plain ones."""
-        counts_E = routing.expert_load()
-        gate_MF, up_MF = linear.grouped(x_ND.index_select(0, order.tokens_M), self.gate_up_proj, counts_E).chunk(2, -1)
+        gate_MF, up_MF = linear.grouped(x_ND.index_select(0, order.tokens_M), self.gate_up_proj, order.ends_E).chunk(
+            2, -1
+        )
         inner_MF = F.silu(gate_MF) * up_MF * _weights_of_rows(routing.weights_Nk, order, dtype=x_ND.dtype)
-        rows_MD = linear.grouped(inner_MF, self.down_proj, counts_E)
+        rows_MD = linear.grouped(inner_MF, self.down_proj, order.ends_E)
         return rows_MD.index_select(0, order.rows_Nk.flatten()).view(*order.rows_Nk.shape, -1).sum(dim=1)
 
     def stored_parts(self) -> Iterator[StoredPart]:

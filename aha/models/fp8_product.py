@@ -62,9 +62,9 @@ class Fp8Products:
         multiply = F.linear if id(weight) in self._exact else fp8_linear
         return multiply(x_ND, weight, bias)
 
-    def grouped(self, x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+    def grouped(self, x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
         """Rows sorted by expert, each times its expert's matrix: see `aha.models.experts.grouped_product`."""
-        return cast(Tensor, _Fp8Grouped.apply(x_MD, weight_EFD, counts_E))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Fp8Grouped.apply(x_MD, weight_EFD, ends_E))  # type: ignore[no-untyped-call]
 
 
 def fp8_linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
@@ -118,29 +118,29 @@ class _Fp8Grouped(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+    def forward(ctx: Any, x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
         x8 = quantise_activations(x_MD, scale_fmt=SCALES)
-        ctx.save_for_backward(*x8, weight_EFD, counts_E)
+        ctx.save_for_backward(*x8, weight_EFD, ends_E)
         ctx.x_dtype = x_MD.dtype
         weight8_EFD = _rounded(weight_EFD, block=WEIGHT_BLOCK)
         rows_MD = dequantise(x8, block=ACTIVATION_BLOCK).to(weight8_EFD.dtype)
-        return grouped_product(rows_MD, weight8_EFD.transpose(1, 2), _ends(counts_E)).to(x_MD.dtype)
+        return grouped_product(rows_MD, weight8_EFD.transpose(1, 2), ends_E).to(x_MD.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        values, scale_inv, weight_EFD, counts_E = ctx.saved_tensors
+        values, scale_inv, weight_EFD, ends_E = ctx.saved_tensors
         grad_MF = grad_outputs[0]
         grad_x_MD = grad_weight_EFD = None
         if ctx.needs_input_grad[0]:
             rows_MF = _rounded(grad_MF, block=ACTIVATION_BLOCK)
             weight8_EFD = _rounded(weight_EFD, block=WEIGHT_BLOCK)
-            grad_x_MD = grouped_product(rows_MF, weight8_EFD, _ends(counts_E)).to(ctx.x_dtype)
+            grad_x_MD = grouped_product(rows_MF, weight8_EFD, ends_E).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
             x_MD = dequantise(Quantised(values, scale_inv), block=ACTIVATION_BLOCK)
-            cells_M = _token_cells(counts_E)
+            cells_M = _token_cells(ends_E)
             rows_MF = _rounded_by_tokens(grad_MF, cells_M)
             rows_MD = _rounded_by_tokens(x_MD, cells_M).to(rows_MF.dtype)
-            grad_weight_EFD = grouped_outer(rows_MF, rows_MD, _ends(counts_E)).to(weight_EFD.dtype)
+            grad_weight_EFD = grouped_outer(rows_MF, rows_MD, ends_E).to(weight_EFD.dtype)
         return grad_x_MD, grad_weight_EFD, None
 
 
@@ -150,13 +150,13 @@ def _rounded(x: Tensor, *, block: tuple[int, int]) -> Tensor:
     return rounded if x.device.type == "cpu" else rounded.to(x.dtype)
 
 
-def _token_cells(counts_E: Tensor) -> Tensor:
+def _token_cells(ends_E: Tensor) -> Tensor:
     """Where each of M rows sorted by expert lies when every expert's rows are filled up to whole tiles of 128."""
-    experts = torch.arange(len(counts_E), device=counts_E.device)
-    expert_M = experts.repeat_interleave(counts_E)
-    rows_E = (counts_E + BLOCK_SIZE - 1) // BLOCK_SIZE * BLOCK_SIZE
-    added_E = (rows_E - counts_E).cumsum(0) - (rows_E - counts_E)
-    return torch.arange(len(expert_M), device=counts_E.device) + added_E[expert_M]
+    counts_E = ends_E.diff(prepend=ends_E.new_zeros(1)).long()
+    expert_M = torch.arange(len(counts_E), device=ends_E.device).repeat_interleave(counts_E)
+    missing_E = -counts_E % BLOCK_SIZE
+    added_E = missing_E.cumsum(0) - missing_E
+    return torch.arange(len(expert_M), device=ends_E.device) + added_E[expert_M]
 
 
 def _rounded_by_tokens(x_MD: Tensor, cells_M: Tensor) -> Tensor:
@@ -164,11 +164,6 @@ def _rounded_by_tokens(x_MD: Tensor, cells_M: Tensor) -> Tensor:
     num_cells = int(cells_M[-1]) + 1 if len(cells_M) else 0
     filled = x_MD.new_zeros(num_cells, x_MD.shape[1]).index_copy_(0, cells_M, x_MD)
     return _rounded(filled, block=(BLOCK_SIZE, 1)).index_select(0, cells_M)
-
-
-def _ends(counts_E: Tensor) -> Tensor:
-    """The row behind each expert's last."""
-    return counts_E.cumsum(0, dtype=torch.int32)
 
 
 def multiply(left: Quantised, right: Quantised, *, right_block: tuple[int, int], dtype: torch.dtype) -> Tensor:

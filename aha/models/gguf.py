@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -20,10 +18,13 @@ from aha.errors import ModelError, unknown_name
 from aha.models.checkpoint import build_model, stored_tensors
 from aha.models.config import ExpertsShape, ModelConfig
 from aha.models.config_files import dump_config
+from aha.models.config_values import shortened, whole_number
 from aha.models.gguf_file import GgufFile, GgufTensor, read_gguf
 from aha.models.gguf_names import ARCHITECTURES, EXPERT_KEYS, EXPERT_NAMES, LAYER_NAMES, ROPE_FACTORS, TOP_NAMES
 from aha.models.gguf_rope import read_scaling
 from aha.models.gguf_tokenizer import build_gguf_tokenizer, special_ids
+from aha.models.json_file import write_json_object
+from aha.models.shards import ShardedWriter
 
 # What `_read_config` and `read_scaling` understand of an architecture's metadata, and what changes nothing.
 _UNDERSTOOD = {
@@ -100,7 +101,7 @@ def convert_gguf(
         _check_shapes(entries, config=config)
         tokenizer = build_gguf_tokenizer(fields)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_safetensors(entries, path=folder / "model.safetensors", dtype=dtype)
+        _write_weights(entries, folder=folder, dtype=dtype)
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from None
     except KeyError as error:
@@ -108,7 +109,7 @@ def convert_gguf(
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"{source}: its metadata has a value of the wrong type: {error}") from None
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "config.json", dump_config(config, dtype=dtype))
+    write_json_object(folder / "config.json", dump_config(config, dtype=dtype))
     _write_tokenizer_files(fields, folder=folder)
     counts = Counter(tensor.kind.name for tensor in file.tensors.values())
     card = _model_card(source, fields=fields, counts=counts, base_model=base_model, origin=origin)
@@ -122,13 +123,13 @@ def _read_config(file: GgufFile) -> ModelConfig:
         raise ModelError(unknown_name("GGUF architecture", architecture, ARCHITECTURES))
     _refuse_other_maths(file, architecture)
     fields = {key.removeprefix(f"{architecture}."): value for key, value in file.fields.items()}
-    hidden_size, num_heads = _whole(fields, "embedding_length"), _whole(fields, "attention.head_count")
-    num_layers = _whole(fields, "block_count")
+    hidden_size, num_heads = whole_number(fields, "embedding_length"), whole_number(fields, "attention.head_count")
+    num_layers = whole_number(fields, "block_count")
     if num_layers > len(file.tensors):
         raise ModelError(f"it says that it has {num_layers} layers, and has {len(file.tensors)} tensors")
-    head_dim = _whole(fields, "attention.key_length", default=hidden_size // max(1, num_heads))
+    head_dim = whole_number(fields, "attention.key_length", default=hidden_size // max(1, num_heads))
     for key in ("attention.value_length", "rope.dimension_count"):
-        if _whole(fields, key, default=head_dim) != head_dim:
+        if whole_number(fields, key, default=head_dim) != head_dim:
             raise ModelError(f"metadata {key!r} is {fields[key]}; only the width of a head, {head_dim}, is supported")
     theta = float(fields.get("rope.freq_base", 10_000.0))
     is_qwen3 = architecture in ("qwen3", "qwen3moe")
@@ -138,12 +139,12 @@ def _read_config(file: GgufFile) -> ModelConfig:
         model_type=ARCHITECTURES[architecture],
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
         hidden_size=hidden_size,
-        intermediate_size=_whole(fields, "feed_forward_length"),
+        intermediate_size=whole_number(fields, "feed_forward_length"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=_whole(fields, "attention.head_count_kv", default=num_heads),
+        num_kv_heads=whole_number(fields, "attention.head_count_kv", default=num_heads),
         head_dim=head_dim,
-        max_position_embeddings=_whole(fields, "context_length"),
+        max_position_embeddings=whole_number(fields, "context_length"),
         # Stored as float32: 1e-5 comes back as 9.999999747378752e-06.
         rms_norm_eps=float(f"{fields['attention.layer_norm_rms_epsilon']:.7g}"),
         rope_theta=theta,
@@ -161,22 +162,15 @@ def _read_config(file: GgufFile) -> ModelConfig:
 
 def _read_experts(fields: Mapping[str, Any]) -> ExpertsShape:
     """As llama.cpp's src/models/qwen3moe.cpp: experts in every layer, their weights always divided by their sum."""
-    per_token = _whole(fields, "expert_used_count")
-    default = _whole(fields, "feed_forward_length") // max(1, per_token)
+    per_token = whole_number(fields, "expert_used_count")
+    default = whole_number(fields, "feed_forward_length") // max(1, per_token)
     return ExpertsShape(
-        num_experts=_whole(fields, "expert_count"),
+        num_experts=whole_number(fields, "expert_count"),
         num_experts_per_token=per_token,
-        intermediate_size=_whole(fields, "expert_feed_forward_length", default=default),
+        intermediate_size=whole_number(fields, "expert_feed_forward_length", default=default),
         scoring="softmax",
         has_selection_bias=False,
     )
-
-
-def _whole(fields: Mapping[str, Any], key: str, *, default: int | None = None) -> int:
-    value = fields[key] if default is None else fields.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelError(f"metadata {key!r} must be a whole number, got {str(value)[:40]}")
-    return value
 
 
 def _refuse_other_maths(file: GgufFile, architecture: str) -> None:
@@ -190,8 +184,9 @@ def _refuse_other_maths(file: GgufFile, architecture: str) -> None:
         key = name.removeprefix(f"{architecture}.")
         is_understood = key in _UNDERSTOOD or (architecture == "qwen3moe" and key in EXPERT_KEYS)
         if key != name and not is_understood and value not in _NEUTRAL.get(key, ()):
-            shown = str(value)[:40]
-            raise ModelError(f"metadata {name!r} = {shown} is not supported: it could change what the model computes")
+            raise ModelError(
+                f"metadata {name!r} = {shortened(value)} is not supported: it could change what the model computes"
+            )
 
 
 def _rope_factors(file: GgufFile, architecture: str) -> NDArray[np.float32] | None:
@@ -226,10 +221,7 @@ def _check_shapes(entries: Iterable[_Entry], *, config: ModelConfig) -> None:
     """Every tensor that the model has, and no other, in the shape that it has there."""
     if config.model_type == "llama" and config.has_qkv_bias != config.has_output_bias:
         raise ModelError("it has biases on some of the attention's projections; only on all or on none is supported")
-    try:
-        expected = {name: tuple(part.shape) for name, part in stored_tensors(build_model(config, device="meta"))}
-    except RuntimeError:
-        raise ModelError("its sizes are larger than any memory") from None
+    expected = {name: tuple(part.shape) for name, part in stored_tensors(build_model(config, device="meta"))}
     for entry in entries:
         shape = expected.pop(entry.name, None)
         if shape is None:
@@ -259,32 +251,20 @@ def _halves(num_rows: int, num_heads: int) -> NDArray[np.int64]:
     return np.arange(num_rows).reshape(num_heads, num_rows // num_heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
-def _round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Upper halves of the floats, rounded to nearest even. Weights are finite, so no carry reaches a NaN."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
-
-
-def _write_safetensors(entries: Iterable[_Entry], *, path: Path, dtype: Literal["bfloat16", "float32"]) -> None:
-    """Stream the tensors out, so that neither the model nor a tensor is in memory as a whole."""
-    entries = sorted(entries, key=lambda entry: entry.name)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for entry in entries:
-        end = offset + (2 if dtype == "bfloat16" else 4) * int(np.prod(entry.shape))
-        kind = "BF16" if dtype == "bfloat16" else "F32"
-        header[entry.name] = {"dtype": kind, "shape": entry.shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+def _write_weights(entries: Sequence[_Entry], *, folder: Path, dtype: Literal["bfloat16", "float32"]) -> None:
+    """Stream the tensors out: no more than one is in memory, and some of its rows in float32 beside it."""
+    stored_as = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     console = Console(stderr=True)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+    with ShardedWriter(folder, shapes={entry.name: (stored_as, entry.shape) for entry in entries}) as writer:
         for entry in track(entries, "converting", console=console, disable=not console.is_terminal):
-            for values in _read_values(entry):
-                file.write((_round_to_bfloat16(values) if dtype == "bfloat16" else values.astype("<f4")).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+            values = torch.empty(entry.shape, dtype=stored_as)
+            start = 0
+            for rows in _read_values(entry):
+                part = torch.from_numpy(rows.reshape(-1, *entry.shape[1:]))
+                values[start : start + len(part)] = part
+                start += len(part)
+            writer.write(entry.name, values)
+        writer.put_in_place()
 
 
 def _write_tokenizer_files(fields: Mapping[str, Any], *, folder: Path) -> None:
@@ -296,12 +276,12 @@ def _write_tokenizer_files(fields: Mapping[str, Any], *, folder: Path) -> None:
         "model_max_length": int(fields[f"{fields['general.architecture']}.context_length"]),
         **{f"{short}_token": tokens[ids[short]] for short in ("bos", "eos", "pad", "unk") if short in ids},
     }
-    _write_json(folder / "tokenizer_config.json", tokenizer_config)
+    write_json_object(folder / "tokenizer_config.json", tokenizer_config)
     stops: dict[str, Any] = {f"{short}_token_id": ids[short] for short in ("bos", "eos", "pad") if short in ids}
     ends = list(dict.fromkeys(ids[short] for short in ("eos", "eot", "eom") if short in ids))
     if len(ends) > 1:
         stops["eos_token_id"] = ends
-    _write_json(folder / "generation_config.json", stops)
+    write_json_object(folder / "generation_config.json", stops)
     if "tokenizer.chat_template" in fields:
         (folder / "chat_template.jinja").write_text(str(fields["tokenizer.chat_template"]), encoding="utf-8")
 
@@ -327,7 +307,3 @@ original by the rounding of the quantisation.
 - sha256 of the GGUF file: `{sha256}`
 - Licence: {fields.get("general.license", "unknown")}, as the original
 """
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

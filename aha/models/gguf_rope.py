@@ -108,6 +108,6 @@ def _scaling(factor: float, *, high: float, window: int) -> Llama3Rope:
 
 
 def _frequencies(theta: float, head_dim: int) -> NDArray[np.float64]:
-    """Radians per position of each pair, as aha.models.transformer.rope_frequencies."""
+    """Radians per position of each pair, as aha.models.rope.rope_frequencies."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     return (1.0 / np.float32(theta) ** exponents).astype(np.float64)

@@ -24,6 +24,7 @@ from aha.models.config import Llama3Rope, ModelConfig, YarnRope
 from aha.models.gguf_names import ARCHITECTURES, EXPERT_NAMES, LAYER_NAMES, ROPE_FACTORS, TOP_NAMES
 from aha.models.gguf_rope import llama3_factors
 from aha.models.gguf_tokenizer import CONTROL, NORMAL, SPLITTERS, UNUSED, USER_DEFINED, assemble_tokenizer
+from aha.models.json_file import read_json_object
 from aha.models.transformer import Transformer
 
 GGUF_KINDS: dict[str, GGMLQuantizationType] = {
@@ -274,8 +275,10 @@ def read_vocabulary(folder: Path, *, size: int, eos_ids: tuple[int, ...]) -> Voc
     Raises:
         ModelError: not a byte-level BPE, or one that cuts text in a way that llama.cpp has no name for.
     """
-    spec = _read_json(folder / "tokenizer.json")
-    settings = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    spec = read_json_object(folder / "tokenizer.json")
+    settings = (
+        read_json_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    )
     model, added = spec.get("model") or {}, spec.get("added_tokens") or []
     if model.get("type", "BPE") != "BPE" or (spec.get("decoder") or {}).get("type") != "ByteLevel":
         raise ModelError(f"{folder / 'tokenizer.json'} is not a byte-level BPE, the only kind that gguf export writes")
@@ -323,13 +326,3 @@ def _find_splitter(
 def _token_id(token: object, *, ids: dict[str, int]) -> int | None:
     text = token.get("content") if isinstance(token, dict) else token
     return ids.get(text) if isinstance(text, str) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path} must hold a JSON object")
-    return raw

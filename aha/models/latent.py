@@ -1,7 +1,7 @@
 """Multi-head latent attention (MLA): keys and values of all heads are read out of one small latent for each token.
 
-Source: DeepSeek-V3 report (arXiv:2412.19437) §2.1.1, equations 1 to 11; absorbed decoding as in DeepSeek-V2
-(arXiv:2405.04434) §2.1.2.
+Source: DeepSeek-V3 report (arXiv:2412.19437) §2.1.1, equations 1 to 11; the norms of both latents, §4.2; absorbed
+decoding as in DeepSeek-V2 (arXiv:2405.04434) §2.1.2.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class LatentAttention(nn.Module):
         self.o_proj = Projection(num_heads * mla.v_head_dim, parts=o_parts, bias=config.has_output_bias)
 
     def forward(self, layer: int, x_ND: Tensor, run: Pass) -> Tensor:
+        """Equation 11, u = W^O [o_1; …; o_H], of what both forms of attention give."""
         q_nope_NHC, q_rope_NHC = self._queries(x_ND, run)
         latent_NR, k_rope_N1C = self._latents(x_ND, run)
         # Queries and the shared key are turned together: half the operations, which bound a step of few rows.
@@ -60,7 +61,7 @@ class LatentAttention(nn.Module):
         return self.o_proj.project(attended_NHC.reshape(len(x_ND), -1), run)
 
     def _queries(self, x_ND: Tensor, run: Pass) -> tuple[Tensor, Tensor]:
-        """Equations 6 to 8: q = W^UQ norm(W^DQ h), the last channels to be rotated; (N, H, d_h) and (N, H, d_h^R)."""
+        """Equations 6 to 8: c^Q = norm(W^DQ h), q = W^UQ c^Q (N, H, d_h), and W^QR c^Q, to be rotated (N, H, d_h^R)."""
         mla = self._mla
         if mla.q_lora_rank is None:
             q = self.q_proj.project(x_ND, run)
@@ -79,11 +80,11 @@ class LatentAttention(nn.Module):
         return latent_NR, k_rope_NC.unsqueeze(1)
 
     def _rotate(self, x_NHC: Tensor, run: Pass) -> Tensor:
-        """Equations 3 and 9's RoPE."""
+        """Equations 3 and 8: their RoPE."""
         return rotate(split_pairs(x_NHC) if self._config.rope_interleaved else x_NHC, *run.rope)
 
     def _expanded(self, layer: int, q_nope_NHC: Tensor, q_rope_NHC: Tensor, cached_NR: Tensor, run: Pass) -> Tensor:
-        """Equations 2, 4, 5 and 10: k = [W^UK c ; k^R], v = W^UV c, softmax(q k s) v."""
+        """Equations 2, 4, 5, 9 and 10: k = [W^UK c; k^R], v = W^UV c, q = [q^C; q^R], o = softmax(q k s) v."""
         mla, num_heads = self._mla, self._config.num_heads
         latent_NR, k_rope_NC = cached_NR.split((mla.kv_lora_rank, mla.qk_rope_head_dim), dim=-1)
         kv_NHC = self.kv_b_proj.project(latent_NR, run).view(len(cached_NR), num_heads, -1)
@@ -95,8 +96,8 @@ class LatentAttention(nn.Module):
     def _absorbed(self, layer: int, q_nope_NHC: Tensor, q_rope_NHC: Tensor, cached_NR: Tensor, run: Pass) -> Tensor:
         """The same function over latents: q' = W^UK^T q attends over c, and W^UV reads the values out of the sum."""
         mla, num_heads = self._mla, self._config.num_heads
-        # Views of kv_b_proj, never copies: a step of the optimiser changes both forms at once.
-        up_HCR = self.kv_b_proj.effective_weight().view(num_heads, -1, mla.kv_lora_rank)
+        # Views of kv_b_proj, not copies: a step of the optimiser changes both forms at once.
+        up_HCR = self.kv_b_proj.effective_weight(run).view(num_heads, -1, mla.kv_lora_rank)
         up_k_HCR, up_v_HCR = up_HCR.split((mla.qk_nope_head_dim, mla.v_head_dim), dim=1)
         q_latent_NHR = torch.bmm(q_nope_NHC.transpose(0, 1), up_k_HCR).transpose(0, 1)
         q_NHR = torch.cat((q_latent_NHR, q_rope_NHC), dim=-1)

@@ -73,7 +73,9 @@ class LowRank(nn.Module):
         num_rows = sum(part.stop - part.start for part in self.rows.values())
         self.a = nn.Parameter(weight.new_zeros(rank * len(self.rows), weight.shape[1]))
         self.b = nn.Parameter(weight.new_zeros(num_rows, rank))
-        self._sampling: tuple[tuple[int, int], Tensor] | None = None
+        # Made of the parameters, and kept until they change; the engine reads these at every token.
+        self._block: tuple[tuple[int, int], Tensor] | None = None
+        self._merged: tuple[tuple[int, int], Tensor] | None = None
 
     def forward(self, x_ND: Tensor, product: Tensor, linear: Linear, weight_version: int) -> Tensor:
         """The fused matrix's product with the adapters' products added."""
@@ -94,15 +96,26 @@ class LowRank(nn.Module):
 
     def _block_diagonal_b(self, num_rows: int, *, weight_version: int) -> Tensor:
         """All parts' Bs, times the scale, in one matrix; made again when the parameters have changed."""
-        # Not by torch's own counter: a fused AdamW step on float32 parameters does not raise it.
-        key = (id(self.a), weight_version)
-        if self._sampling is None or self._sampling[0] != key:
+        key = self._key(weight_version)
+        if self._block is None or self._block[0] != key:
             with torch.inference_mode(mode=False), torch.no_grad():
                 block = self.b.new_zeros(num_rows, len(self.a))
                 for index, (name, _, b) in enumerate(self.parts()):
                     block[self.rows[name], index * self.rank : (index + 1) * self.rank] = b * self.scale
-            self._sampling = (key, block)
-        return self._sampling[1]
+            self._block = (key, block)
+        return self._block[1]
+
+    def merged(self, weight: Tensor, *, weight_version: int) -> Tensor:
+        """The fused matrix with the adapters in it, in its own dtype; made again when the parameters have changed."""
+        key = self._key(weight_version)
+        if self._merged is None or self._merged[0] != key:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._merged = (key, self.added_to(weight).to(weight.dtype))
+        return self._merged[1]
+
+    def _key(self, weight_version: int) -> tuple[int, int]:
+        # Not torch's own counter: a fused AdamW step on float32 parameters does not raise it.
+        return id(self.a), weight_version
 
     def parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(Hugging Face name, A, B) of each adapted part; views of the parameters."""
@@ -117,6 +130,14 @@ class LowRank(nn.Module):
         """What the adapter adds to one part's matrix: scale * B A, in float32."""
         a, b = next((a, b) for found, a, b in self.parts() if found == name)
         return self.scale * (b.float() @ a.float())
+
+    @torch.no_grad()
+    def added_to(self, weight: Tensor) -> Tensor:
+        """W + scale * B A of the fused matrix, in float32."""
+        total = weight.float().clone()
+        for name, rows in self.rows.items():
+            total[rows] += self.delta(name)
+        return total
 
 
 def attach_lora(
@@ -230,20 +251,8 @@ def merge(model: Transformer) -> None:
     """Add the adapters to the matrices, in float32 and then rounded, and drop them; the model is plain again."""
     for _, projection in adaptable(model):
         if projection.adapter is not None:
-            projection.weight.copy_(merged_weight(projection))
+            projection.weight.copy_(projection.adapter.added_to(projection.weight))
             projection.adapter = None
     model.lora = None
     model.requires_grad_(True)
     model.weight_version += 1
-
-
-@torch.no_grad()
-def merged_weight(projection: Projection) -> Tensor:
-    """W + scale * B A in float32; W itself, whatever its dtype, without adapters."""
-    adapter = projection.adapter
-    if adapter is None:
-        return projection.weight
-    merged = projection.weight.float().clone()
-    for name, rows in adapter.rows.items():
-        merged[rows] += adapter.delta(name)
-    return merged

@@ -1,6 +1,6 @@
 """Multi-token prediction: a module behind the last layer that predicts one token further ahead.
 
-Source: DeepSeek-V3 report (arXiv:2412.19437) §2.2, equations 21 to 25, with the released weights' order: embedding
+Source: DeepSeek-V3 report (arXiv:2412.19437) §2.2, equations 21 to 23, with the released weights' order: embedding
 first, then hidden state (transformers `MtpLayer`; equation 21 is written the other way round).
 """
 

@@ -18,7 +18,7 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class HasGrouped(Protocol):
     """A `Linear` that has its own product of rows with the matrices of experts (aha.models.experts.grouped_product)."""
 
-    def grouped(self, x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor, /) -> Tensor: ...
+    def grouped(self, x_MD: Tensor, weight_EFD: Tensor, ends_E: Tensor, /) -> Tensor: ...
 
 
 class Attention(Protocol):
@@ -61,7 +61,7 @@ class StoredPart(NamedTuple):
     """A tensor of a Hugging Face file, and where our model has it."""
 
     hf_name: str
-    """Relative to the layer."""
+    """Relative to the layer; of a tensor outside the layers, its whole name."""
     view: Tensor
 
 
@@ -92,14 +92,11 @@ class Projection(nn.Linear):
             return product
         return cast(Tensor, self.adapter(x_ND, product, run.linear, run.weight_version))
 
-    def effective_weight(self) -> Tensor:
-        """The weight with the adapter's product in it, for who needs the matrix itself; a view without an adapter."""
-        if self.adapter is None:
-            return self.weight
-        weight = self.weight.float().clone()
-        for name, rows in self.adapter.rows.items():
-            weight[rows] += self.adapter.delta(name)
-        return weight.to(self.weight.dtype)
+    def effective_weight(self, run: Pass) -> Tensor:
+        """The weight with the adapter's product in it, for who needs the matrix itself; no gradient reaches that."""
+        return (
+            self.weight if self.adapter is None else self.adapter.merged(self.weight, weight_version=run.weight_version)
+        )
 
     def part_rows(self) -> dict[str, slice]:
         """The rows of each part."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aha.errors import ModelError
+from aha.models.json_file import read_json_object
 from aha.models.safetensors_file import SafetensorsWriter, tensor_bytes
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -98,8 +99,8 @@ def _plan_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
 def _listed(index: Path) -> set[str]:
     """Files of the folder that an older index names."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        names = set(read_json_object(index)["weight_map"].values())
+    except (ModelError, KeyError, TypeError, AttributeError):
         return set()
     return {
         name for name in names if isinstance(name, str) and Path(name).name == name and (index.parent / name).is_file()
@@ -118,8 +119,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = sorted(set(read_json_object(index)["weight_map"].values()))
+        except (KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index} cannot be read: {error}") from None
         for name in names:
             if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():

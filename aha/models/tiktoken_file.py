@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aha.errors import ModelError
+from aha.models.json_file import read_json_object
 
 TIKTOKEN_FILE = "tiktoken.model"
 TOKENIZER_CLASS = "TikTokenTokenizer"
@@ -86,13 +87,7 @@ def save_converted(source: Path, *, folder: Path) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    return config if isinstance(config, dict) else {}
+    return read_json_object(path) if path.exists() else {}
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:

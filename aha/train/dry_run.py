@@ -148,12 +148,10 @@ def _shape(config: StageConfig, *, dtype: DTypeName, num_evaluations: int) -> Ru
             **common,  # type: ignore[arg-type]
         )
     if isinstance(config, SupervisedConfig):
-        # Absent where multi-token prediction is no objective of the stage.
-        mtp_weight = getattr(config, "mtp_weight", 0.0)
         return RunShape(
             stage="sft",
             prompts_per_step=config.examples_per_step,
-            mtp_weight=mtp_weight,
+            mtp_weight=config.mtp_weight,
             **common,  # type: ignore[arg-type]
         )
     assert isinstance(config, CollectingConfig)

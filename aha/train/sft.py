@@ -33,9 +33,11 @@ class SupervisedConfig(TrainingConfig):
     examples_per_step: int = 32
     """Worked answers in each step."""
     mtp_weight: float = 0.3
-    """Weight of multi-token prediction (lambda), for models that have modules of it; 0 leaves those as they are."""
+    """Weight of multi-token prediction (lambda), for models that have modules of it; 0 leaves those as they are.
+    DeepSeek-V3 (report §4.2) had 0.3 for its first 10T tokens, then 0.1."""
     balance_loss_coef: float = 1e-4
-    """Weight of the sequence-wise balance loss (alpha), for experts with a selection bias; 0 leaves it out."""
+    """Weight of the sequence-wise balance loss (alpha), for experts with a selection bias; 0 leaves it out. The
+    default is the report's (§4.2)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

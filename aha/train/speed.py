@@ -10,8 +10,10 @@ from typing import Literal
 import torch
 
 from aha.models import Transformer
+from aha.models.lora import adapters
 from aha.train.batches import TrainingSequence, count_shared, split_by_tokens
 from aha.train.machines import peak_teraflops
+from aha.train.plan_sizes import sizes_of
 
 
 def speed_metrics(
@@ -64,18 +66,10 @@ def training_flops(model: Transformer, sequences: Sequence[TrainingSequence], *,
     return 6 * (body * num_computed + head * num_trained) + attention
 
 
-def active_body_parameters(model: Transformer) -> float:
-    """Parameters of the layers' matrices that one token is multiplied with: of E routed experts k."""
-    total = 0.0
-    for name, parameter in model.named_parameters():
-        if not name.startswith("layers."):
-            continue
-        if parameter.ndim == 3:  # the experts' matrices lie in one tensor
-            assert model.config.experts is not None
-            total += parameter.numel() * model.config.experts.num_experts_per_token / len(parameter)
-        elif parameter.ndim == 2:
-            total += parameter.numel()
-    return total
+def active_body_parameters(model: Transformer) -> int:
+    """Parameters of the layers' matrices, and adapters, that one token is multiplied with: of E routed experts k."""
+    added = sum(p.numel() for _, low_rank in adapters(model) for p in low_rank.parameters())
+    return sizes_of(model.config).active + added
 
 
 def _num_computed(micro_batch: Sequence[TrainingSequence]) -> int:

@@ -122,8 +122,9 @@ class TrainingConfig(StageConfig):
     """What the layers' matrices are multiplied in: the model's dtype, or 8-bit floats with a scale for every 128 of
     them, as DeepSeek-V3 was trained. Faster on Hopper GPUs only; elsewhere the same numbers, computed slower."""
     balance_speed: float = 0.001
-    """By how much a step moves the selection bias of an expert with too much or too little work (gamma), for models
-    that have such a bias; 0 holds the biases, and so does LoRA, whose base stays as it is."""
+    """By how much a step moves the selection bias of an expert with too much or too little work (gamma, 0.001 in
+    DeepSeek-V3's report, §4.2), for models that have such a bias; 0 holds the biases, and so does
+    LoRA, whose base stays as it is."""
     balance_until: float = 1.0
     """Share of the stage's steps after which the biases are held: DeepSeek-V3 held them for its last 3 % of tokens."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,11 +182,11 @@ def test_missing_shard_is_named(folder: Path) -> None:
     assert "names 'model-00002-of-00002.safetensors', which is not a file of" in error_of(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}'])
+@pytest.mark.parametrize("text", ["", "[]", "[" * 10**5, "{}", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}'])
 def test_broken_index_is_named(text: str, folder: Path) -> None:
     shard(folder)
     (folder / "model.safetensors.index.json").write_text(text)
-    assert "model.safetensors.index.json cannot be read" in error_of(folder)
+    assert re.search(r"model\.safetensors\.index\.json (cannot be read|must hold a JSON object)", error_of(folder))
 
 
 def test_tensor_in_two_shards_is_refused(folder: Path) -> None:

@@ -201,7 +201,7 @@ def test_card_says_what_the_weights_are(tmp_path: Path) -> None:
             "its metadata says|sizes of this configuration are impossible",
         ),
         ({"metadata": {"llama.attention.head_count": 0}}, "num_heads must be at least 1|head_dim must be"),
-        ({"metadata": {"llama.attention.head_count": [4, 4]}}, "'attention.head_count' must be a whole number, got .4"),
+        ({"metadata": {"llama.attention.head_count": [4, 4]}}, "attention.head_count must be a whole number, got .4"),
         ({"metadata": {"llama.rope.freq_base": "big"}}, "its metadata has a value of the wrong type"),
         ({"metadata": {"tokenizer.ggml.eos_token_id": 10**6}}, "its eos token is 1000000, but there are"),
         ({"metadata": {"tokenizer.ggml.merges": ["a b c"]}}, "its merge 'a b c' is not of two tokens that"),

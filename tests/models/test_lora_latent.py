@@ -121,3 +121,14 @@ def test_every_adapter_of_a_latent_model_gets_a_gradient(tmp_path: Path) -> None
             assert matrix.grad.abs().max() > 0, name
     frozen = [p for n, p in model.named_parameters() if ".adapter." not in n]
     assert not any(p.requires_grad for p in frozen)
+
+
+def test_merged_keys_and_values_are_made_again_when_the_weights_change(tmp_path: Path) -> None:
+    model, _ = adapted("v3_moonlight", tmp_path)
+    engine, sampling = Engine(model), SamplingParams(max_tokens=8, temperature=0.0)
+    engine.generate([[3, 4, 5]], sampling)
+    with torch.no_grad():
+        for _, adapter in adapters(model):
+            adapter.b.mul_(-3.0)
+    model.weight_version += 1
+    assert engine.generate([[3, 4, 5]], sampling) == Engine(frozen_twin(model)).generate([[3, 4, 5]], sampling)

@@ -166,6 +166,7 @@ def test_published_shape_gives_256_tokens_a_tile() -> None:
         ({"num_attention_heads": 5}, {}, "5 heads must divide hidden_size 1024"),
         ({"num_hidden_layers": 0}, {}, "num_layers must be at least 1"),
         ({"model_type": "clip_vision_model"}, {}, "choose from: internvl_vision"),
+        ({"vision_use_head": True}, {}, "unknown setting 'vision_use_head' = True: .* in vision_config"),
     ],
 )
 def test_setting_that_would_be_computed_wrongly_is_refused(
@@ -173,3 +174,21 @@ def test_setting_that_would_be_computed_wrongly_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=said):
         read_vision({"vision_config": vision, **top})
+
+
+@pytest.mark.parametrize(
+    ("vision", "said"),
+    [
+        ({"attention_bias": "false"}, "attention_bias must be true or false, got 'false'"),
+        ({"layer_norm_eps": "1e-6"}, "layer_norm_eps must be a number"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers must be a whole number"),
+    ],
+)
+def test_setting_of_another_type_is_refused(vision: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        read_vision({"vision_config": vision})
+
+
+def test_leftovers_of_the_original_configuration_are_let_pass() -> None:
+    vision = {"dropout": 0.0, "initializer_factor": 0.1, "drop_path_rate": 0.1, "torch_dtype": "bfloat16"}
+    assert read_vision({"vision_config": vision}) == read_vision({})
