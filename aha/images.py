@@ -106,7 +106,7 @@ class PictureReader:
             )
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from None
 
     def read(self, data: bytes, *, position: int = 0, param: str | None = None) -> Picture:

@@ -184,7 +184,7 @@ def stored_dtype(folder: Path) -> DTypeName:
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         dtype = raw.get("dtype") or raw.get("torch_dtype")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         dtype = None
     return "bfloat16" if dtype == "bfloat16" else "float32"
 

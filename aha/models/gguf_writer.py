@@ -323,7 +323,7 @@ def _token_id(token: object, *, ids: dict[str, int]) -> int | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path} must hold a JSON object")

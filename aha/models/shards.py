@@ -99,7 +99,7 @@ def _listed(index: Path) -> set[str]:
     """Files of the folder that an older index names."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
     return {
         name for name in names if isinstance(name, str) and Path(name).name == name and (index.parent / name).is_file()
@@ -119,7 +119,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"{index} cannot be read: {error}") from None
         for name in names:
             if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():

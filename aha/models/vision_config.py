@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from aha.errors import ModelError, unknown_name
+from aha.models.config_keys import refuse_unknown_keys
+from aha.models.config_values import flag, number, token_id, whole_number
 
 NormType = Literal["layer_norm", "rms_norm"]
+MAX_LAYERS = 1000
+MAX_IMAGE_SIZE = 4096
+"""Rows of a tile: no tensor of a tower without learned positions bears the number out, and pictures are made so large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,9 @@ class VisionShape:
                      "num_channels", "downsample"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ModelError(f"vision_config: {name} must be at least 1, got {getattr(self, name)}")
+        for name, most in (("num_layers", MAX_LAYERS), ("image_size", MAX_IMAGE_SIZE)):
+            if getattr(self, name) > most:
+                raise ModelError(f"vision_config: {name} must be at most {most}")
         if self.image_token_id < 0:
             raise ModelError(f"image_token_id must be 0 or more, got {self.image_token_id}")
         if self.hidden_size % self.num_heads:
@@ -56,6 +64,8 @@ class VisionShape:
             raise ModelError(f"vision_config: {unknown_name('norm_type', self.norm_type, get_args(NormType))}")
         if not 0 < self.layer_norm_eps < math.inf:
             raise ModelError(f"vision_config: layer_norm_eps must be above 0 and finite, got {self.layer_norm_eps}")
+        if not (math.isfinite(self.layer_scale) and 0 <= self.initializer_range < math.inf):
+            raise ModelError("vision_config: layer_scale_init_value and initializer_range must be finite numbers")
         if self.grid < 1 or self.grid % self.downsample:
             raise ModelError(
                 f"vision_config: image_size {self.image_size} in patches of {self.patch_size} makes a grid of "
@@ -83,29 +93,30 @@ def read_vision(raw: Mapping[str, Any]) -> VisionShape:
     model_type = vision.get("model_type", "internvl_vision")
     if model_type != "internvl_vision":
         raise ModelError(unknown_name("vision model_type", str(model_type), ("internvl_vision",)))
+    refuse_unknown_keys(vision, model_type="internvl_vision")
     _refuse("hidden_act", vision.get("hidden_act", "gelu"), only="gelu")
     _refuse("projector_hidden_act", raw.get("projector_hidden_act", "gelu"), only="gelu")
     _refuse("vision_feature_layer", raw.get("vision_feature_layer", -1), only=-1)
     _refuse("vision_feature_select_strategy", raw.get("vision_feature_select_strategy", "default"), only="default")
     return VisionShape(
-        image_token_id=_whole(raw, "image_token_id", 151_667),
-        hidden_size=_whole(vision, "hidden_size", 1024),
-        intermediate_size=_whole(vision, "intermediate_size", 4096),
-        num_layers=_whole(vision, "num_hidden_layers", 24),
-        num_heads=_whole(vision, "num_attention_heads", 16),
+        image_token_id=token_id(raw.get("image_token_id", 151_667), "image_token_id"),
+        hidden_size=whole_number(vision, "hidden_size", default=1024),
+        intermediate_size=whole_number(vision, "intermediate_size", default=4096),
+        num_layers=whole_number(vision, "num_hidden_layers", default=24),
+        num_heads=whole_number(vision, "num_attention_heads", default=16),
         image_size=_square(vision, "image_size", 448),
         patch_size=_square(vision, "patch_size", 14),
-        num_channels=_whole(vision, "num_channels", 3),
-        downsample=_read_downsample(float(raw.get("downsample_ratio", 0.5))),
+        num_channels=whole_number(vision, "num_channels", default=3),
+        downsample=_read_downsample(number(raw, "downsample_ratio", default=0.5)),
         norm_type=vision.get("norm_type", "layer_norm"),
-        layer_norm_eps=float(vision.get("layer_norm_eps", 1e-6)),
-        has_qkv_bias=bool(vision.get("attention_bias", False)),
-        has_qk_norm=bool(vision.get("use_qk_norm", False)),
-        has_position_embeddings=bool(vision.get("use_absolute_position_embeddings", True)),
-        has_final_norm=not vision.get("use_mean_pooling", True),
-        has_mask_token=bool(vision.get("use_mask_token", False)),
-        layer_scale=float(vision.get("layer_scale_init_value", 0.1)),
-        initializer_range=float(vision.get("initializer_range", 0.02)),
+        layer_norm_eps=number(vision, "layer_norm_eps", default=1e-6),
+        has_qkv_bias=flag(vision, "attention_bias", default=False),
+        has_qk_norm=flag(vision, "use_qk_norm", default=False),
+        has_position_embeddings=flag(vision, "use_absolute_position_embeddings", default=True),
+        has_final_norm=not flag(vision, "use_mean_pooling", default=True),
+        has_mask_token=flag(vision, "use_mask_token", default=False),
+        layer_scale=number(vision, "layer_scale_init_value", default=0.1),
+        initializer_range=number(vision, "initializer_range", default=0.02),
     )
 
 
@@ -147,13 +158,6 @@ def dump_vision(shape: VisionShape) -> dict[str, Any]:
 def _refuse(key: str, value: object, *, only: object) -> None:
     if value != only:
         raise ModelError(f"{key} {value!r} is not supported; only {only!r} is")
-
-
-def _whole(raw: Mapping[str, Any], key: str, default: int) -> int:
-    value = raw.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{key} must be a whole number, got {value!r}")
-    return value
 
 
 def _square(vision: Mapping[str, Any], key: str, default: int) -> int:

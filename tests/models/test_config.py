@@ -140,7 +140,7 @@ def test_folder_without_config_is_named(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\x00", "null", '{"model_type": "llama"'])
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00", "null", '{"model_type": "llama"', '{"a":' + "[" * 100_000])
 def test_config_that_is_not_an_object_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError) as caught:
