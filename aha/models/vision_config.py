@@ -14,7 +14,7 @@ from aha.models.config_values import flag, number, token_id, whole_number
 NormType = Literal["layer_norm", "rms_norm"]
 MAX_LAYERS = 1000
 MAX_IMAGE_SIZE = 4096
-"""Rows of a tile: no tensor of a tower without learned positions bears the number out, and pictures are made so large."""
+"""Rows of a tile: where positions are not learned, no tensor bears the number out, and pictures are made so large."""
 
 
 @dataclass(frozen=True, kw_only=True)
