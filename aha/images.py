@@ -196,7 +196,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
     if image.mode.startswith("I"):
         # 16 bits a pixel: Pillow's own conversion would cut every grey above 255 to white.
-        grey_YX = np.clip(np.asarray(image).astype(np.int64) // 256, 0, 255)
+        grey_YX = np.clip(np.asarray(image) // 256, 0, 255)
         image = Image.fromarray(grey_YX.astype(np.uint8))
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cached_property
@@ -27,6 +28,7 @@ MAX_CONTENT_CHARS = 16 * 1024 * 1024
 # What a template may add to the contents: instructions and dates, not a flood.
 MAX_ADDED_CHARS = 1024 * 1024
 _MAX_REPEATED_CHARS = 10_000
+_MAX_ARGUMENT = 1_000_000
 MAX_RENDER_SECONDS = 10.0
 """The longest conversation takes a published template less than one."""
 _deadline: ContextVar[float] = ContextVar("deadline")
@@ -162,6 +164,22 @@ def _in_time(items: Iterable[Any]) -> Iterator[Any]:
         yield item
 
 
+def _refuse_large(args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
+    if any(isinstance(value, int) and abs(value) > _MAX_ARGUMENT for value in (*args, *kwargs.values())):
+        raise jinja2.TemplateRuntimeError(f"numbers above {_MAX_ARGUMENT} are refused in chat templates")
+
+
+def _only_small(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that takes no widths of a billion."""
+
+    @functools.wraps(call)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        _refuse_large(args, kwargs)
+        return call(*args, **kwargs)
+
+    return checked
+
+
 def _check_time() -> None:
     if time.monotonic() > _deadline.get():
         raise _TooSlowError
@@ -181,6 +199,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         _check_time()
+        _refuse_large(args, kwargs)  # 'a'.ljust(10**9) is no operator
         if isinstance(obj, LoopContext) and args:  # a recursive loop goes on with other items
             args = (_in_time(args[0]), *args[1:])
         return super().call(context, obj, *args, **kwargs)
@@ -219,6 +238,9 @@ def _environment() -> jinja2.Environment:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = tojson
     environment.filters["_in_time"] = _in_time
+    for name in ("center", "indent", "batch", "slice"):
+        environment.filters[name] = _only_small(environment.filters[name])
+    del environment.globals["lipsum"]
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
     return environment
