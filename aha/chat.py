@@ -365,7 +365,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _token_text(value: Any) -> str:
-    return str(value["content"]) if isinstance(value, dict) else str(value)
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value)
 
 
 def _read_spec(folder: Path) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def _download_from_hub(model_id: str, *, wants: Literal["weights", "config"]) ->
             f"{model_id!r} is no folder, and Hugging Face cannot be reached ({problem or _first_line(error)}); "
             f"give a folder, or use a built-in model: {known}"
         ) from None
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{model_id} has a config.json that cannot be read: {error}") from None
     if not is_model(folder) or not any(folder.glob("*.safetensors")):
         raise ModelError(

@@ -106,7 +106,7 @@ class PictureReader:
             )
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from None
 
     def read(self, data: bytes, *, position: int = 0, param: str | None = None) -> Picture:
@@ -196,7 +196,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
     if image.mode.startswith("I"):
         # 16 bits a pixel: Pillow's own conversion would cut every grey above 255 to white.
-        grey_YX = np.clip(np.asarray(image).astype(np.int64) // 256, 0, 255)
+        grey_YX = np.clip(np.asarray(image) // 256, 0, 255)
         image = Image.fromarray(grey_YX.astype(np.uint8))
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Name, Node
+from jinja2.nodes import Filter, For, Name, Node, Template
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aha.errors import ModelError, RequestError
@@ -25,6 +28,11 @@ MAX_CONTENT_CHARS = 16 * 1024 * 1024
 # What a template may add to the contents: instructions and dates, not a flood.
 MAX_ADDED_CHARS = 1024 * 1024
 _MAX_REPEATED_CHARS = 10_000
+_MAX_ARGUMENT = 1_000_000
+MAX_RENDER_SECONDS = 10.0
+"""The longest conversation takes a published template less than one."""
+_deadline: ContextVar[float] = ContextVar("deadline")
+"""When the rendering that is going on must be done, by time.monotonic."""
 
 Thinking = Literal["default", "on", "off"]
 """Whether a model that can answer with or without thinking should think; "default" is as its template has it."""
@@ -90,6 +98,7 @@ class ChatTemplate:
     def _generate(self, names: dict[str, Any], *, limit: int) -> str:
         pieces: list[str] = []
         num_chars = 0
+        _deadline.set(time.monotonic() + MAX_RENDER_SECONDS)
         try:
             for piece in self._compiled.generate(**names):
                 num_chars += len(piece)
@@ -98,6 +107,11 @@ class ChatTemplate:
                 pieces.append(piece)
         except _RefusalError as error:
             raise RequestError(f"the model's chat template refuses: {error}", param="messages") from None
+        except _TooSlowError:
+            raise ModelError(f"{self._origin}: the chat template takes more than {MAX_RENDER_SECONDS:g} s") from None
+        except (RecursionError, MemoryError) as error:
+            kind = type(error).__name__
+            raise ModelError(f"{self._origin}: the chat template failed: it calls itself or grows ({kind})") from None
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise ModelError(f"{self._origin}: the chat template failed: {error}") from None
         return "".join(pieces)
@@ -112,6 +126,8 @@ class ChatTemplate:
             return _environment().from_string(self._source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"{self._origin}: the chat template is wrong at line {error.lineno}: {error}") from None
+        except (RecursionError, MemoryError, SyntaxError):  # the last from Python, of what Jinja makes of the nesting
+            raise ModelError(f"{self._origin}: the chat template is nested too deeply") from None
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -137,8 +153,56 @@ class _RefusalError(Exception):
     """A template called raise_exception: the conversation is at fault, not the template."""
 
 
+class _TooSlowError(Exception):
+    """A template would loop for hours."""
+
+
+def _in_time(items: Iterable[Any]) -> Iterator[Any]:
+    """The same items, as long as there is time for them."""
+    for item in items:
+        _check_time()
+        yield item
+
+
+def _refuse_large(args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
+    if any(isinstance(value, int) and abs(value) > _MAX_ARGUMENT for value in (*args, *kwargs.values())):
+        raise jinja2.TemplateRuntimeError(f"numbers above {_MAX_ARGUMENT} are refused in chat templates")
+
+
+def _only_small(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that takes no widths of a billion."""
+
+    @functools.wraps(call)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        _refuse_large(args, kwargs)
+        return call(*args, **kwargs)
+
+    return checked
+
+
+def _check_time() -> None:
+    if time.monotonic() > _deadline.get():
+        raise _TooSlowError
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, and no operator that makes gigabytes out of a few characters."""
+    """Jinja's sandbox, and no operator that makes gigabytes out of a few characters.
+
+    Every turn of a loop and every call looks at the clock: three loops of a legal length each would run for hours.
+    """
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> Template:
+        template = super()._parse(source, name, filename)
+        for loop in template.find_all(For):
+            loop.iter = Filter(loop.iter, "_in_time", [], [], None, None, lineno=loop.lineno)
+        return template
+
+    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_time()
+        _refuse_large(args, kwargs)  # 'a'.ljust(10**9) is no operator
+        if isinstance(obj, LoopContext) and args:  # a recursive loop goes on with other items
+            args = (_in_time(args[0]), *args[1:])
+        return super().call(context, obj, *args, **kwargs)
 
     intercepted_binops = frozenset({"*", "**", "%"})
 
@@ -173,6 +237,10 @@ def _environment() -> jinja2.Environment:
 
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = tojson
+    environment.filters["_in_time"] = _in_time
+    for name in ("center", "indent", "batch", "slice"):
+        environment.filters[name] = _only_small(environment.filters[name])
+    del environment.globals["lipsum"]
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
     return environment

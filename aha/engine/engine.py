@@ -28,8 +28,8 @@ OnCompletion = Callable[[int, int, Completion], None]
 class Engine:
     """Samples completions from a model whose parameters it shares.
 
-    A completion depends on its prompt, its seed and the index of its sample; not on what else is in the batch. The
-    prompt of a group is computed once. One thread owns an engine.
+    A completion depends on its prompt, its seed and the index of its sample; on what else is in the batch by rounding
+    only, which decides near-ties in bfloat16. The prompt of a group is computed once. One thread owns an engine.
 
     Args:
         model: read at every step; whoever changes its parameters raises `weight_version`.

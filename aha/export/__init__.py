@@ -8,11 +8,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from aha import hub
 from aha.chat import ChatFormat
@@ -22,8 +23,8 @@ from aha.export.card import write_card
 from aha.export.proof import Proof
 from aha.export.provenance import read_provenance, title_of
 from aha.models import Form, Transformer, hash_weights, load_model, save_adapter, without_adapter
-from aha.models.checkpoint import stored_tensors
-from aha.models.fp8_files import is_ragged
+from aha.models.checkpoint import merged_tensors, stored_tensors
+from aha.models.fp8_files import is_converted, is_ragged
 from aha.models.parity import compare_models
 from aha.types import Message
 
@@ -187,7 +188,7 @@ def stored_dtype(folder: Path) -> DTypeName:
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         dtype = raw.get("dtype") or raw.get("torch_dtype")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         dtype = None
     return "bfloat16" if dtype == "bfloat16" else "float32"
 
@@ -207,10 +208,44 @@ def write_copy(model: Transformer, folder: Path, *, prompts: Sequence[Sequence[i
         return write_merged(model, folder, prompts=prompts)
     model.save(folder)
     dtype: DTypeName = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
-    parity = compare_models(model, load_model(folder, dtype=dtype, device=str(model.device)), prompts=prompts)
+    written = load_model(folder, dtype=dtype, device=str(model.device))
+    parity = compare_models(model, written, prompts=prompts)
+    _compare_tensors(model, written, folder=folder)
     if parity.max_logit_difference != 0:
         raise ModelError(f"the copy in {folder} is not equal to its source: {parity.describe()}")
     return Proof(dtype=dtype, bound=0.0, parity=parity, adapter_effect=None, sha256=hash_weights(folder))
+
+
+def _compare_tensors(
+    model: Transformer,
+    written: Transformer,
+    *,
+    folder: Path,
+    dtype: DTypeName | None = None,
+    is_close: Callable[[str, Tensor, Tensor], bool] = lambda name, found, wanted: torch.equal(found, wanted),
+) -> None:
+    """Whether every tensor came back: the probes are text, and reach no eye, no draft and no idle expert.
+
+    Args:
+        dtype: what the tensors were rounded to; None: nothing.
+
+    Raises:
+        ModelError: naming the first tensor that did not.
+    """
+    found = dict(stored_tensors(written))
+    for name, values in merged_tensors(model):
+        wanted = values
+        if dtype is not None and not name.endswith("e_score_correction_bias"):
+            wanted = values.to(getattr(torch, dtype))
+        if not is_close(name, found[name].float(), wanted.float()):
+            raise ModelError(f"the copy in {folder} is not equal to its source: tensor {name!r} differs")
+
+
+def _is_within_fp8(name: str, found: Tensor, wanted: Tensor) -> bool:
+    """e4m3 keeps three bits behind the first, so that no rounding is as much as 1/16 of the largest value."""
+    if not is_converted(name, wanted.shape):
+        return torch.equal(found, wanted)
+    return bool((found - wanted).abs().max() <= wanted.abs().max() / 16)
 
 
 def write_merged(model: Transformer, folder: Path, *, prompts: Sequence[Sequence[int]]) -> Proof:
@@ -233,6 +268,7 @@ def write_merged(model: Transformer, folder: Path, *, prompts: Sequence[Sequence
         merged = load_model(folder, dtype="float32", device=str(model.device))
         parity = compare_models(source, merged, prompts=prompts)
         if parity.mean_probability_difference <= bound:
+            _compare_tensors(model, merged, folder=folder, dtype=dtype)
             sha256 = hash_weights(folder)
             return Proof(dtype=dtype, bound=bound, parity=parity, adapter_effect=effect, sha256=sha256)
     raise ModelError(f"the merged model is not equal to base and adapter: {parity.describe()} (allowed: {bound:g})")
@@ -252,4 +288,5 @@ def write_fp8(model: Transformer, folder: Path, *, form: Form, prompts: Sequence
     parity = compare_models(copy.deepcopy(model).float(), written, prompts=prompts)
     if parity.mean_probability_difference > bound:
         raise ModelError(f"in {form} the model is not equal to its source: {parity.describe()} (allowed: {bound:g})")
+    _compare_tensors(model, written, folder=folder, is_close=_is_within_fp8)
     return Proof(dtype=form, bound=bound, parity=parity, adapter_effect=None, sha256=hash_weights(folder))

@@ -22,8 +22,9 @@ from torch import Tensor
 from aha.errors import ModelError
 from aha.models.checkpoint import load_model
 from aha.models.config_files import dump_config
+from aha.models.config_values import flag, number, whole_number
 from aha.models.json_file import read_json_object, write_json_object
-from aha.models.lora import BaseWeights, Lora, adapters, attach_parts
+from aha.models.lora import BaseWeights, Lora, adaptable, adapters, attach_parts, part_rows
 from aha.models.placement import DType
 from aha.models.shards import weight_files
 from aha.models.transformer import Transformer
@@ -48,6 +49,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "use_qalora": (None, False),
     "use_bdlora": (None, False),
     "kasa_config": (None,),
+    # The others, "pissa" and "olora" among them, take the first B A out of the base's matrices when they are loaded.
+    "init_lora_weights": (None, True, False, "gaussian", "eva"),
 }
 """Setting of PEFT -> values that leave plain LoRA as it is; with any other we would compute something else."""
 
@@ -141,9 +144,9 @@ def load_adapter_folder(
     """
     files = read_adapter(folder)
     base_folder = Path(files.base_name)
-    if not base_folder.is_dir():
+    if not os.path.isdir(base_folder):  # which answers for a name that no folder can have, too
         base_folder = resolve(files.base_name)
-    if not base_folder.is_dir():
+    if not os.path.isdir(base_folder):
         raise ModelError(
             f"{folder}: the adapter's base {files.base_name!r} is not a folder here; "
             f"put it back, or write its place as base_model_name_or_path into {folder / CONFIG}"
@@ -153,6 +156,7 @@ def load_adapter_folder(
     found = BaseWeights(base_folder.resolve(), hash_weights(base_folder))
     _check_base(files.lora.base, found, folder=folder)
     model = load_model(base_folder, dtype=dtype, device=device)
+    _check_shapes(model, files, folder=folder)
     attach_parts(model, names={name for name, _ in files.tensors}, rank=files.lora.rank, scale=files.lora.scale)
     model.lora = replace(files.lora, base=found)
     _copy_tensors(model, files.tensors, folder=folder)
@@ -185,14 +189,14 @@ def read_adapter(folder: Path) -> AdapterFiles:
         if raw.get(key) not in harmless:
             raise ModelError(f"{folder / CONFIG}: {key} = {raw[key]!r} is not supported; only plain LoRA is")
     try:
-        rank, alpha = int(raw["r"]), float(raw["lora_alpha"])
+        rank, alpha = whole_number(raw, "r"), number(raw, "lora_alpha")
         base_name = str(raw.get("base_model_name_or_path") or "")
-        scale = alpha / math.sqrt(rank) if raw.get("use_rslora") else alpha / rank
+        scale = alpha / math.sqrt(rank) if flag(raw, "use_rslora", default=False) else alpha / rank
         base = None
         if (folder / BASE).is_file():
             saved = read_json_object(folder / BASE)
             base = BaseWeights(Path(saved["folder"]), str(saved["sha256"]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelError(f"{folder / CONFIG}: a setting is missing or has the wrong type: {error!r}") from None
     if rank < 1 or not math.isfinite(scale):
         raise ModelError(f"{folder / CONFIG}: r must be at least 1 and lora_alpha finite, got {rank} and {alpha}")
@@ -214,10 +218,28 @@ def _read_tensors(path: Path) -> dict[tuple[str, str], Tensor]:
         match = _TENSOR.fullmatch(name)
         if match is None:
             raise ModelError(f"{path}: tensor {name!r} is not a LoRA matrix of an attention or MLP projection")
-        if not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+        # float() first: of 8-bit floats torch cannot say whether they are finite.
+        if not (tensor.is_floating_point() and bool(tensor.float().isfinite().all())):
             raise ModelError(f"{path}: tensor {name!r} holds NaN, infinity or integers")
         tensors[match[1], match[2]] = tensor
     return tensors
+
+
+def _check_shapes(model: Transformer, files: AdapterFiles, *, folder: Path) -> None:
+    """Before adapters are allocated: a file of a few bytes can name any rank."""
+    for prefix, projection in adaptable(model):
+        for name, rows in part_rows(projection, prefix=prefix).items():
+            needed = {
+                "A": (files.lora.rank, projection.weight.shape[1]),
+                "B": (len(range(*rows.indices(len(projection.weight)))), files.lora.rank),
+            }
+            for letter, shape in needed.items():
+                tensor = files.tensors.get((name, letter))
+                if tensor is not None and tuple(tensor.shape) != shape:
+                    found = tuple(tensor.shape)
+                    raise ModelError(
+                        f"{folder}: tensor {name}.lora_{letter} has shape {found}, the model needs {shape}"
+                    )
 
 
 @torch.no_grad()

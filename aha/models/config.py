@@ -13,6 +13,8 @@ ModelType = Literal["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi
 
 MAX_COUNT = 10_000
 """Most layers, and most experts of one: a file with a wrong number must not keep a machine busy for hours."""
+MAX_EXPERTS = 200_000
+"""Most routed experts of all layers together, for the same reason; Kimi-K2 has 23,040."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +227,9 @@ class ModelConfig:
             raise ModelError(f"yarn rope scaling needs a rope_theta above 1, got {self.rope_theta}")
         if self.num_layers + self.num_mtp_layers > MAX_COUNT:
             raise ModelError(f"a model has at most {MAX_COUNT} layers, got {self.num_layers + self.num_mtp_layers}")
+        num_experts = 0 if self.experts is None else self.experts.num_experts
+        if (self.num_layers + self.num_mtp_layers) * num_experts > MAX_EXPERTS:
+            raise ModelError(f"a model has at most {MAX_EXPERTS} experts in all its layers, got {num_experts} in each")
         if isinstance(self.rope_scaling, float) and not 0 < self.rope_scaling < math.inf:
             raise ModelError(f"the factor of linear rope scaling must be above 0, got {self.rope_scaling}")
         if self.num_heads % self.num_kv_heads:

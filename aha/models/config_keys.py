@@ -39,16 +39,12 @@ _READ = {
         "text_config", "vision_config", "image_token_id", "downsample_ratio", "projector_hidden_act",
         "vision_feature_layer", "vision_feature_select_strategy",
     },
+    "internvl_vision": {
+        "image_size", "patch_size", "num_channels", "norm_type", "layer_norm_eps", "use_qk_norm", "use_mask_token",
+        "use_absolute_position_embeddings", "use_mean_pooling", "layer_scale_init_value",
+    },
 }  # fmt: skip
-"""model_type -> what its reader looks at, beside _COMMON."""
-
-_VISION = {
-    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
-    "patch_size", "num_channels", "norm_type", "layer_norm_eps", "attention_bias", "use_qk_norm",
-    "use_absolute_position_embeddings", "use_mean_pooling", "use_mask_token", "layer_scale_init_value",
-    "initializer_range", "hidden_act",
-}  # fmt: skip
-_VISION_HARMLESS = {"hidden_dropout_prob", "projection_dropout", "dropout", "drop_path_rate", "initializer_factor"}
+"""model_type, of an eye too -> what its reader looks at, beside _COMMON."""
 
 _HARMLESS = {
     # Where a file comes from, and what it is stored as.
@@ -61,9 +57,9 @@ _HARMLESS = {
     "pretraining_tp", "ep_size", "chunk_size_feed_forward", "use_bfloat16", "tf_legacy_loss",
     # What a trainer adds to the loss, or drops at random.
     "attention_dropout", "aux_loss_alpha", "seq_aux", "router_aux_loss_coef", "neftune_noise_alpha",
-    "use_reentrant_checkpointing",
-    # Follows from other settings of InternVL.
-    "image_seq_length",
+    "use_reentrant_checkpointing", "hidden_dropout_prob", "projection_dropout", "dropout", "drop_path_rate",
+    # Follows from other settings of InternVL, or is what its tower's weights begin with.
+    "image_seq_length", "initializer_factor",
     # Of classifiers.
     "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
     # How to generate, in files from before generation_config.json.
@@ -98,15 +94,6 @@ def refuse_unknown_keys(raw: Mapping[str, Any], *, model_type: str) -> None:
             f"{_CODE} from the file if that code is the family's own"
         )
     _refuse_unknown(raw, known=_COMMON | _READ[model_type] | _HARMLESS, where=model_type)
-
-
-def refuse_unknown_vision_keys(vision: Mapping[str, Any]) -> None:
-    """The same for the eye of a model that sees.
-
-    Raises:
-        ModelError: naming a setting that may change what the eye computes.
-    """
-    _refuse_unknown(vision, known=_VISION | _VISION_HARMLESS | _HARMLESS, where="vision_config")
 
 
 def _refuse_unknown(raw: Mapping[str, Any], *, known: set[str], where: str) -> None:

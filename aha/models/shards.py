@@ -123,7 +123,7 @@ def weight_files(folder: Path) -> list[Path]:
         except (KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index} cannot be read: {error}") from None
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+            if not isinstance(name, str) or Path(name).name != name or not os.path.isfile(folder / name):
                 raise ModelError(f"{index} names {name!r}, which is not a file of {folder}")
         return [folder / name for name in names]
     pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))

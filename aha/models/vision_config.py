@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from aha.errors import ModelError, unknown_name
-from aha.models.config_keys import refuse_unknown_vision_keys
-from aha.models.config_values import flag, number, whole_number
+from aha.models.config_keys import refuse_unknown_keys
+from aha.models.config_values import flag, number, token_id, whole_number
 
 NormType = Literal["layer_norm", "rms_norm"]
+MAX_LAYERS = 1000
+MAX_IMAGE_SIZE = 4096
+"""Rows of a tile: where positions are not learned, no tensor bears the number out, and pictures are made so large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,9 @@ class VisionShape:
                      "num_channels", "downsample"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ModelError(f"vision_config: {name} must be at least 1, got {getattr(self, name)}")
+        for name, most in (("num_layers", MAX_LAYERS), ("image_size", MAX_IMAGE_SIZE)):
+            if getattr(self, name) > most:
+                raise ModelError(f"vision_config: {name} must be at most {most}")
         if self.image_token_id < 0:
             raise ModelError(f"image_token_id must be 0 or more, got {self.image_token_id}")
         if self.hidden_size % self.num_heads:
@@ -58,6 +64,8 @@ class VisionShape:
             raise ModelError(f"vision_config: {unknown_name('norm_type', self.norm_type, get_args(NormType))}")
         if not 0 < self.layer_norm_eps < math.inf:
             raise ModelError(f"vision_config: layer_norm_eps must be above 0 and finite, got {self.layer_norm_eps}")
+        if not (math.isfinite(self.layer_scale) and 0 <= self.initializer_range < math.inf):
+            raise ModelError("vision_config: layer_scale_init_value and initializer_range must be finite numbers")
         if self.grid < 1 or self.grid % self.downsample:
             raise ModelError(
                 f"vision_config: image_size {self.image_size} in patches of {self.patch_size} makes a grid of "
@@ -82,16 +90,16 @@ def read_vision(raw: Mapping[str, Any]) -> VisionShape:
         ModelError: a setting that this version would compute wrongly.
     """
     vision = raw.get("vision_config") or {}
-    refuse_unknown_vision_keys(vision)
     model_type = vision.get("model_type", "internvl_vision")
     if model_type != "internvl_vision":
         raise ModelError(unknown_name("vision model_type", str(model_type), ("internvl_vision",)))
+    refuse_unknown_keys(vision, model_type="internvl_vision")
     _refuse("hidden_act", vision.get("hidden_act", "gelu"), only="gelu")
     _refuse("projector_hidden_act", raw.get("projector_hidden_act", "gelu"), only="gelu")
     _refuse("vision_feature_layer", raw.get("vision_feature_layer", -1), only=-1)
     _refuse("vision_feature_select_strategy", raw.get("vision_feature_select_strategy", "default"), only="default")
     return VisionShape(
-        image_token_id=whole_number(raw, "image_token_id", default=151_667),
+        image_token_id=token_id(raw.get("image_token_id", 151_667), "image_token_id"),
         hidden_size=whole_number(vision, "hidden_size", default=1024),
         intermediate_size=whole_number(vision, "intermediate_size", default=4096),
         num_layers=whole_number(vision, "num_hidden_layers", default=24),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,13 @@ def test_rank_stabilised_adapter_keeps_its_scale(theirs: Path, base: Path, tmp_p
         ("lora_alpha", "much", "wrong type"),
         ("r", 0, "r must be at least 1|missing or has the wrong type"),
         ("r", 2, "has shape"),
+        ("r", 10**18, "has shape"),
+        ("r", 10**400, "wrong type"),
+        ("r", math.inf, "wrong type"),
+        ("r", 2.5, "wrong type"),
+        ("lora_alpha", 10**400, "wrong type"),
+        ("use_rslora", "false", "wrong type"),
+        ("init_lora_weights", "pissa_niter_4", "init_lora_weights = 'pissa_niter_4' is not supported"),
     ],
 )
 def test_other_adapters_are_refused(theirs: Path, base: Path, key: str, value: object, message: str) -> None:
@@ -132,6 +140,12 @@ def drop(tensors: dict[str, Any]) -> None:
     del tensors[sorted(tensors)[0]]
 
 
+def quantise(tensors: dict[str, Any]) -> None:
+    values = tensors[sorted(tensors)[0]]
+    values[0, 0] = float("nan")
+    tensors[sorted(tensors)[0]] = values.to(torch.float8_e4m3fn)
+
+
 def spoil(tensors: dict[str, Any]) -> None:
     tensors[sorted(tensors)[0]][0, 0] = float("nan")
 
@@ -147,6 +161,7 @@ def move(tensors: dict[str, Any]) -> None:
         (rename, "is not a LoRA matrix"),
         (drop, "does not fit the model: layers.0.mlp.up_proj.lora_A"),
         (spoil, "holds NaN"),
+        (quantise, "holds NaN"),
         (move, "does not fit the model"),
     ],
 )
@@ -171,6 +186,11 @@ def test_torn_and_pickled_files_are_refused(theirs: Path, base: Path) -> None:
     (theirs / "adapter_config.json").write_text("[1, 2]")
     with pytest.raises(ModelError, match="must hold a JSON object"):
         load(theirs, base=base)
+
+
+def test_base_whose_name_no_folder_can_have_is_looked_up(theirs: Path, base: Path) -> None:
+    change(theirs, "base_model_name_or_path", "x" * 5000)
+    assert load(theirs, base=base).lora is not None
 
 
 def test_missing_and_changed_bases_are_refused(base: Path, tmp_path: Path) -> None:

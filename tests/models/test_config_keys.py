@@ -172,6 +172,11 @@ def test_impossible_size_is_refused_at_once(key: str, value: int) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_more_experts_than_a_machine_can_name_are_refused_at_once() -> None:
+    with pytest.raises(ModelError, match="at most 200000 experts in all its layers"):
+        parse(SMALL_V3, num_hidden_layers=9_000, n_routed_experts=10_000)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([10**30, 10**400]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -79,8 +79,9 @@ def test_adapter_in_pefts_names_gives_the_reference_the_same_logits(case: str, t
     expected = reference_logits(reference, token_ids_BT)
     assert worst_difference(model(token_ids_BT), expected) < 2 * TOLERANCE
     again = load_model(tmp_path / "adapter", dtype="float32", device="cpu")
-    assert torch.equal(again(token_ids_BT), model(token_ids_BT))
-    assert torch.equal(frozen_twin(model)(token_ids_BT), model(token_ids_BT))
+    with torch.no_grad():  # attention that is differentiated adds up in another order
+        assert torch.equal(again(token_ids_BT), model(token_ids_BT))
+        assert torch.equal(frozen_twin(model)(token_ids_BT), model(token_ids_BT))
     merge(model)
     assert worst_difference(model(token_ids_BT), expected) < 2 * TOLERANCE
 
