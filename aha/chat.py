@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from tokenizers import Encoding, Tokenizer
 
 from aha.errors import AhaError, DataError, ModelError, RequestError
+from aha.models.config_values import token_id
 from aha.models.json_file import read_json_object
 from aha.models.tiktoken_file import TIKTOKEN_FILE, read_tiktoken, save_converted
 from aha.outline import Frame, Segment, align, find_frame, replace_contents
@@ -298,10 +299,14 @@ class ChatFormat:
             raw = _read_json(self.folder / name)
             text = raw.get("text_config")  # of a model that sees, whose outer part names no tokens
             value = raw.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
-            found += value if isinstance(value, list) else [] if value is None else [value]
+            given = value if isinstance(value, list) else [] if value is None else [value]
+            try:
+                found += [token_id(one, "eos_token_id") for one in given]
+            except TypeError as error:
+                raise ModelError(f"{self.folder / name}: {error}") from None
             if value is not None:
                 break
-        return tuple(dict.fromkeys(int(i) for i in found))
+        return tuple(dict.fromkeys(found))
 
 
 class PictureTokens(NamedTuple):

@@ -427,6 +427,10 @@ def test_stop_tokens_come_from_tokenizer_and_generation_config(chats: dict[str, 
     assert ChatFormat.load(tmp_path).stop_token_ids == (eos, 7)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos, 5]}), encoding="utf-8")
     assert ChatFormat.load(tmp_path).stop_token_ids == (eos, 5)
+    for impossible in ("1" + "0" * 24, '"</s>"', "-1", "true"):
+        (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {impossible}}}', encoding="utf-8")
+        with pytest.raises(ModelError, match="eos_token_id must be a token's number"):
+            ChatFormat.load(tmp_path)
 
 
 def test_template_falls_back_to_tokenizer_config(chats: dict[str, ChatFormat], tmp_path: Path) -> None:

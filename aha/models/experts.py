@@ -28,9 +28,19 @@ class Routing(NamedTuple):
     scores_NE: Tensor
     """float32, affinity of every expert before the bias: sigmoid or softmax."""
 
-    def expert_load(self) -> Tensor:
-        """int64: tokens that each expert was given."""
-        return torch.bincount(self.experts_Nk.flatten(), minlength=self.scores_NE.shape[1])
+    def expert_load(self, counts_N: Tensor | None = None) -> Tensor:
+        """int64 (E,): tokens that each expert was given.
+
+        Args:
+            counts_N: int64, how often each token counts; once each without it.
+        """
+        num_experts, num_chosen = self.scores_NE.shape[1], self.experts_Nk.shape[1]
+        chosen_M = self.experts_Nk.flatten()
+        if counts_N is None:
+            return torch.bincount(chosen_M, minlength=num_experts)
+        # Sums of float64 are exact for any number of tokens that a step can have.
+        counts_M = counts_N.to(chosen_M.device).repeat_interleave(num_chosen).double()
+        return torch.bincount(chosen_M, weights=counts_M, minlength=num_experts).long()
 
 
 class Gate(nn.Module):

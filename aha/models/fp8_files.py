@@ -106,6 +106,8 @@ class Fp8Weights:
         path = self._scales[scale].path
         with nullcontext(file) if path == file.path else open_safetensors(path) as beside:
             scale_inv = beside.read(scale)
+        if bool((scale_inv.float() <= 0).any()):
+            raise ModelError(f"{path}: tensor {scale!r} has a scale that is not above 0; the file is damaged")
         dequantise_weight(file.read(name), scale_inv.to(target.device), out=target, block=self.format.block)
 
 

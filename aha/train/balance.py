@@ -23,22 +23,27 @@ class RoutedLayer(NamedTuple):
     document_means_BN: Tensor
     """float32; times one value a row it gives the mean over each document's tokens."""
 
+    def expert_load(self) -> Tensor:
+        """int64 (E,): tokens that each expert was given, those that documents share once for each document."""
+        return self.routing.expert_load((self.document_means_BN > 0).sum(dim=0))
+
 
 class ExpertLoad:
     """Tokens that each expert was given in a step, summed over its micro-batches.
 
     What a layer computes again for the backward pass is not counted again, since a gate's decision is the layer's
-    result and not a side effect. Rows that documents share are computed once and count once.
+    result and not a side effect. A row that documents share counts once for each of them, so that a step's loads do not
+    depend on its split into micro-batches.
     """
 
     def __init__(self) -> None:
         self._loads: list[Tensor] = []
 
-    def add(self, routings: Sequence[Routing]) -> None:
-        """Count a micro-batch: one routing for each sparse layer, those of multi-token prediction last."""
+    def add(self, loads: Sequence[Tensor]) -> None:
+        """Count a micro-batch: the load of each sparse layer, those of multi-token prediction last."""
         # A micro-batch of very short documents may not have reached the later modules.
         nothing = torch.zeros((), dtype=torch.int64)
-        counted = [routing.expert_load().cpu() for routing in routings]
+        counted = [load_E.cpu() for load_E in loads]
         self._loads = [a + b for a, b in itertools.zip_longest(self._loads, counted, fillvalue=nothing)]
 
     @property

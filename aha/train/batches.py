@@ -65,6 +65,11 @@ class PackedBatch:
     sampled_logprobs_M: Tensor
     """float32; NaN where nothing was sampled."""
 
+    @property
+    def documents_per_row(self) -> Tensor:
+        """int64: how many sequences each of the N rows belongs to."""
+        return torch.bincount(torch.cat(self.rows), minlength=len(self.token_ids_N))
+
 
 def pack(sequences: Sequence[TrainingSequence]) -> PackedBatch:
     """Lay sequences end to end, what a prompt has in common with the one before it only once.

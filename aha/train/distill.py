@@ -192,16 +192,16 @@ def _accumulate_gradients(
     num_tokens = sum(s.num_trained for s in sequences)
     total = 0.0
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
-        routings: list[Routing] = []
+        batch, routings = pack(micro_batch), list[Routing]()
         divergence_M = token_divergences(
             student,
             teacher,
-            pack(micro_batch),
+            batch,
             divergence=config.divergence,
             temperature=config.temperature,
             routings=routings,
         )
-        load.add(routings)
+        load.add([routing.expert_load(batch.documents_per_row) for routing in routings])
         loss = divergence_M.sum() / num_tokens
         loss.backward()
         total += loss.item()

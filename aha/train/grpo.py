@@ -196,7 +196,7 @@ def accumulate_gradients(
     for micro_batch in split_by_tokens(sequences, max_tokens=config.micro_batch_tokens):
         batch, routings = pack(micro_batch), list[Routing]()
         logprobs_M, entropy_M = token_logprobs(model, batch, temperature=config.temperature, routings=routings)
-        load.add(routings)
+        load.add([routing.expert_load(batch.documents_per_row) for routing in routings])
         tokens = policy_tokens(micro_batch, logprobs_M=logprobs_M, advantages_M=batch.advantages_M)
         policy = objective.token_losses(tokens, clip_low=objective.clip_low, clip_high=objective.clip_high)
         losses_M, kl_M = policy.losses_M, torch.zeros_like(entropy_M)

@@ -251,7 +251,7 @@ def accumulate_gradients(
         wanted.weigh(losses, num_targets=num_targets, num_sequences=len(sequences)).backward()
         found.append(losses.detached())
         if load is not None:
-            load.add(losses.routings)
+            load.add(losses.loads)
     return mean_losses(found, num_targets=num_targets)
 
 

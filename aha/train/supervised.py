@@ -27,7 +27,7 @@ class SupervisedLosses:
     """`sequence_balance_loss`; None where it has no weight."""
     num_balanced: int
     """Documents times sparse layers that it sums over."""
-    routings: list[Routing]
+    loads: list[Tensor]
 
     def detached(self) -> SupervisedLosses:
         """The numbers without what computed them."""
@@ -37,7 +37,6 @@ class SupervisedLosses:
             next_token=self.next_token.detach(),
             mtp=None if mtp is None else mtp.detach(),
             balance=None if balance is None else balance.detach(),
-            routings=[],
         )
 
 
@@ -108,7 +107,7 @@ def supervised_losses(
         num_mtp_targets=num_mtp_targets,
         balance=balance,
         num_balanced=sum(len(layer.document_means_BN) for layer in layers),
-        routings=[layer.routing for layer in layers],
+        loads=[layer.expert_load() for layer in layers],
     )
 
 

@@ -303,6 +303,7 @@ def test_blocks_of_another_size_are_read(folder: Path) -> None:
         (lambda t: t.update({UP: t[UP].float()}), f"unexpected tensor {UP + '_scale_inv'!r}"),
         (lambda t: t.update({UP: t[UP][:299]}), f"{UP!r} has shape (299, 136)"),
         (lambda t: t.update({UP + "_scale_inv": torch.full((3, 2), math.nan)}), f"{UP!r} holds NaN"),
+        (lambda t: t.update({UP + "_scale_inv": torch.zeros(3, 2)}), "scale that is not above 0"),
         (lambda t: t.update({UP: torch.full((300, 136), math.nan).to(torch.float8_e4m3fn)}), f"{UP!r} holds NaN"),
         (lambda t: t.update({"model.norm.weight": t["model.norm.weight"].to(torch.float8_e4m3fn)}), "only matrices"),
         (lambda t: t.update({UP: t[UP].to(torch.float8_e5m2)}), "dtype F8_E5M2"),

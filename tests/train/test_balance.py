@@ -63,8 +63,8 @@ def test_bias_moves_by_gamma_against_the_load_and_stays_at_the_mean(make_v3: Mak
     before_mtp = of_mtp.selection_bias.clone()
     load = ExpertLoad()
     # Two micro-batches: loads 3 2 2 2 2 2 2 1 of 16, mean 2.
-    load.add([routing([[0, 1], [0, 2], [0, 3], [4, 5]], num_experts=8)])
-    load.add([routing([[6, 7], [1, 2], [3, 4], [5, 6]], num_experts=8)])
+    load.add([routing([[0, 1], [0, 2], [0, 3], [4, 5]], num_experts=8).expert_load()])
+    load.add([routing([[6, 7], [1, 2], [3, 4], [5, 6]], num_experts=8).expert_load()])
     assert load.loads[0].tolist() == [3, 2, 2, 2, 2, 2, 2, 1]
     move_biases(model, load, speed=0.01)
     expected = torch.arange(8) / 8 + torch.tensor([-0.01, 0, 0, 0, 0, 0, 0, 0.01])
@@ -72,6 +72,20 @@ def test_bias_moves_by_gamma_against_the_load_and_stays_at_the_mean(make_v3: Mak
     assert first.selection_bias.dtype == torch.float32
     assert torch.equal(of_mtp.selection_bias, before_mtp), "a module that was not trained has no load"
     assert model.weight_version == version, "the optimiser's step raises it for both"
+
+
+def test_load_of_a_step_does_not_depend_on_its_split_into_micro_batches(make_v3: MakeModel) -> None:
+    """Prompts that sequences share are computed once in one micro-batch, and once each in several."""
+    model = make_v3()
+    assert model.config.experts is not None
+    sharing = [TrainingSequence((8, 9, 10, 11), (20 + i, 30, 31)) for i in range(5)]
+    loads = []
+    for micro_batch_tokens in (1, 1000):
+        load = ExpertLoad()
+        accumulate_gradients(model, sharing, micro_batch_tokens=micro_batch_tokens, mtp_weight=0.3, load=load)
+        loads.append(load.loads)
+    assert all(torch.equal(split_E, whole_E) for split_E, whole_E in zip(*loads, strict=True))
+    assert int(loads[0][0].sum()) == 5 * 7 * model.config.experts.num_experts_per_token
 
 
 def test_softmax_experts_are_counted_and_not_balanced(make_v3: MakeModel) -> None:
@@ -103,8 +117,8 @@ def test_speed_stops_after_its_share_of_the_steps_and_with_lora() -> None:
 
 def test_metrics_of_a_load_are_those_of_hand_counts() -> None:
     load = ExpertLoad()
-    load.add([routing([[0, 1], [0, 1]]), routing([[0, 1], [2, 3]])])
-    load.add([routing([[0, 2]]), routing([[0, 3]])])
+    load.add([routing([[0, 1], [0, 1]]).expert_load(), routing([[0, 1], [2, 3]]).expert_load()])
+    load.add([routing([[0, 2]]).expert_load(), routing([[0, 3]]).expert_load()])
     # Loads 3 2 1 0 (mean 1.5, deviation sqrt(1.25)) and 2 1 1 2 (deviation 0.5).
     found = load_metrics([load])
     worst, other = math.sqrt(1.25) / 1.5, 0.5 / 1.5
