@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tokenizers import Encoding, Tokenizer
 
 from aha.errors import AhaError, DataError, ModelError, RequestError
-from aha.models.config_values import token_id
+from aha.models.config_values import token_id as checked_token_id
 from aha.models.json_file import read_json_object
 from aha.models.tiktoken_file import TIKTOKEN_FILE, read_tiktoken, save_converted
 from aha.outline import Frame, Segment, align, find_frame, replace_contents
@@ -301,7 +301,7 @@ class ChatFormat:
             value = raw.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
             given = value if isinstance(value, list) else [] if value is None else [value]
             try:
-                found += [token_id(one, "eos_token_id") for one in given]
+                found += [checked_token_id(one, "eos_token_id") for one in given]
             except TypeError as error:
                 raise ModelError(f"{self.folder / name}: {error}") from None
             if value is not None:

@@ -152,6 +152,7 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
     pytest.fail("the server did not answer within a minute")
 
 
+@pytest.mark.slow
 def test_python_example_works(workplace: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     overrides = ", ".join(f'"{key}": {value}' for key, value in (entry.split("=") for entry in SMALL))
