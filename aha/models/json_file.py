@@ -18,6 +18,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: there is no such file, it is no JSON, nested too deeply, or no object.
     """
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is not a regular file; a pipe or a folder cannot be read as one")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

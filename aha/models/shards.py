@@ -116,6 +116,8 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     single = folder / WEIGHTS
     if single.exists():
+        if not single.is_file():  # a pipe would be waited for
+            raise ModelError(f"{single} is not a regular file; put the weights themselves there")
         return [single]
     if index.exists():
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,13 @@ def test_impossible_size_is_refused_before_memory_is_taken(folder: Path) -> None
 def test_folder_without_weights_is_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert error_of(folder) == f"{folder} has no model.safetensors"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert name in error_of(folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pt"])
