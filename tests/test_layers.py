@@ -34,15 +34,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"rooms", "tasks", "client", "cost", "types", "errors"},
     "report": {"evaluate", "cost", "types", "errors"},
     "export": {"evaluate", "models", "chat", "hub", "cost", "types", "errors"},
-    "serve": {"engine", "models", "chat", "images", "streaming", "hub", "client", "cost", "config", "types", "errors"},
+    "serve": {
+        "engine",
+        "models",
+        "chat",
+        "images",
+        "streaming",
+        "hub",
+        "client",
+        "cost",
+        "estimate",
+        "config",
+        "types",
+        "errors",
+    },
+    "estimate": {"catalogue", "hub", "models", "evaluate", "report", "cost", "config", "types", "errors"},
     "apps": {"tasks", "sandbox", "client", "cost", "config", "types", "errors"},
 }
 MAY_IMPORT["train"] = set(MAY_IMPORT) - {"serve", "apps"}
 MAY_IMPORT["terminal"] = MAY_IMPORT["train"] | {"train"}
 """Room → the rooms it may import, wherever the import stands. `cli` and the package itself may import everything."""
 
-WITHOUT_TORCH = {"types", "errors", "config", "catalogue", "sandbox", "client", "cost", "tasks", "evaluate", "report",
-                 "apps", "cli", "images"}  # fmt: skip
+WITHOUT_TORCH = {"types", "errors", "config", "catalogue", "sandbox", "client", "cost", "estimate", "tasks", "evaluate",
+                 "report", "apps", "cli", "images"}  # fmt: skip
 """Rooms that no code path leads from to `import torch` of their own."""
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}

@@ -1,13 +1,15 @@
 """What it costs: prices by date, the ledger that outlives runs, the bill of a run. Imports no torch."""
 
 from aha.cost.bill import Bill, BillPhase, Gain
-from aha.cost.ledger import EntryKind, Ledger, LedgerRow
+from aha.cost.ledger import EntryKind, Ledger, LedgerFilter, LedgerRow, LedgerTotals
 from aha.cost.prices import (
     MachinePrice,
     TokenPrice,
     custom_machine_price,
     custom_token_price,
     machine_price,
+    price_history,
+    prices_on,
     token_price,
 )
 
@@ -17,11 +19,15 @@ __all__ = [
     "EntryKind",
     "Gain",
     "Ledger",
+    "LedgerFilter",
     "LedgerRow",
+    "LedgerTotals",
     "MachinePrice",
     "TokenPrice",
     "custom_machine_price",
     "custom_token_price",
     "machine_price",
+    "price_history",
+    "prices_on",
     "token_price",
 ]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
@@ -62,6 +63,8 @@ MIGRATIONS = (
 """Migration N takes a file of `user_version` N to N + 1. Released ones are never edited."""
 
 BUSY_TIMEOUT_SECONDS = 10.0
+_SUMMED = ("wall_ms", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "trained_tokens",
+           "cost_nano_usd")  # fmt: skip
 
 
 class LedgerError(AhaError):
@@ -95,6 +98,39 @@ class LedgerRow:
     reasoning_tokens: int = 0
     """Part of completion_tokens."""
     trained_tokens: int = 0
+
+    @property
+    def cost_usd(self) -> float:
+        return self.cost_nano_usd / NANO_PER_USD
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerFilter:
+    """Which rows are meant; every field narrows them."""
+
+    kind: EntryKind | None = None
+    run_id: str | None = None
+    since: datetime | None = None
+    """First moment, with its time zone."""
+    until: datetime | None = None
+    """First moment that no longer counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerTotals:
+    """Sums over rows."""
+
+    num_entries: int
+    wall_ms: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    trained_tokens: int
+    cost_nano_usd: int
+    first_at: datetime | None
+    """When the first and the last of them were recorded; None without rows."""
+    last_at: datetime | None
 
     @property
     def cost_usd(self) -> float:
@@ -186,6 +222,20 @@ class Ledger:
         """`total_nano_usd` in dollars."""
         return self.total_nano_usd(run_id=run_id, kind=kind) / NANO_PER_USD
 
+    def totals(self, chosen: LedgerFilter) -> LedgerTotals:
+        """Sums over the rows that a filter leaves."""
+        sums = ", ".join(f"coalesce(sum({name}), 0)" for name in _SUMMED)
+        query = (
+            f"SELECT count(*), {sums}, min(recorded_at_ms), max(recorded_at_ms) FROM entry"
+            " WHERE (?1 IS NULL OR kind = ?1) AND (?2 IS NULL OR run_id = ?2)"
+            " AND (?3 IS NULL OR recorded_at_ms >= ?3) AND (?4 IS NULL OR recorded_at_ms < ?4)"
+        )
+        limits = (chosen.kind, chosen.run_id, _to_ms(chosen.since), _to_ms(chosen.until))
+        with self._lock, _errors_explained(self.location):
+            count, *amounts, first, last = self._connection.execute(query, limits).fetchone()
+        named = dict(zip(_SUMMED, amounts, strict=True))
+        return LedgerTotals(num_entries=count, **named, first_at=_from_ms(first), last_at=_from_ms(last))
+
     def num_entries(self, *, run_id: str | None = None) -> int:
         """Rows of one run, or all."""
         with self._lock, _errors_explained(self.location):
@@ -225,6 +275,14 @@ class Ledger:
                 f"price {price.price_id!r} is already in the ledger {self.location} with other amounts; "
                 "a changed price needs an entry of its own with a new effective_from"
             )
+
+
+def _to_ms(moment: datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
+
+
+def _from_ms(ms: int | None) -> datetime | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, tz=UTC)
 
 
 def _amounts(price: MachinePrice | TokenPrice) -> tuple[int | None, ...]:

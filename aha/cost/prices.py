@@ -106,6 +106,19 @@ def token_price(name: str, *, on: date) -> TokenPrice:
     return _find("token price", name, on, _book().tokens)
 
 
+def prices_on(day: date) -> tuple[TokenPrice, ...]:
+    """Every token price of the book that holds at some moment of a day, by name."""
+    return tuple(sorted((p for p in _book().tokens if _holds(p, day)), key=lambda price: price.price_id))
+
+
+def price_history(name: str) -> tuple[TokenPrice, ...]:
+    """Every token price the book has of a name, oldest first. Raises ConfigError for a name that it does not have."""
+    found = [price for price in _book().tokens if price.name == name]
+    if not found:
+        raise ConfigError(unknown_name("token price", name, token_names()))
+    return tuple(sorted(found, key=lambda price: price.effective_from))
+
+
 def custom_machine_price(usd_per_hour: float | str, *, on: date, source: str = "set by the user") -> MachinePrice:
     """Your own price of a machine hour. Its id contains the amount, so that it too always means the same price.
 

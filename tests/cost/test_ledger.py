@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 
-from aha.cost import EntryKind, Ledger, LedgerRow, machine_price, token_price
+from aha.cost import EntryKind, Ledger, LedgerFilter, LedgerRow, machine_price, token_price
 from aha.cost.ledger import MIGRATIONS, LedgerError, default_ledger_path
 from aha.cost.prices import LETTER_DATE
 
@@ -185,3 +185,12 @@ def test_ledger_of_a_newer_aha_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(LedgerError, match="written by a newer aha"):
         Ledger.open(path)
+
+
+def test_totals_are_the_sums_of_the_rows_that_the_filter_leaves(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        ledger.record(replace(ROW, cost_nano_usd=5))
+        ledger.record(replace(ROW, run_id="b", cost_nano_usd=7))
+        assert ledger.totals(LedgerFilter()).cost_nano_usd == 12
+        assert ledger.totals(LedgerFilter(run_id="b")).num_entries == 1
+        assert ledger.totals(LedgerFilter(since=datetime(2100, 1, 1, tzinfo=UTC))).first_at is None

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from aha.cli import cost
 from aha.errors import AhaError, ConfigError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
@@ -30,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(cost.app, name="cost")
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a run, a built-in name, or a hub id.")]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:N".')]

@@ -1,0 +1,65 @@
+"""Accelerators as their makers describe them."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from aha.errors import ConfigError, unknown_name
+
+GIB = 1 << 30
+Format = Literal["bfloat16", "float8", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPU:
+    """One accelerator; figures are dense and in one direction."""
+
+    name: str
+    title: str
+    teraflops: dict[str, float]
+    """10**12 operations a second of dense matrix products, by format."""
+    memory_gib: int
+    """What the driver leaves of the memory."""
+    memory_gb_per_second: float
+    gpus_per_node: int
+    link_gb_per_second: float
+    """To the other GPUs of its node."""
+    network_gb_per_second: float
+    """To other nodes."""
+    watts: float
+    price: str
+    """Name in the price book of one of them for an hour."""
+    source: str
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_gib * GIB
+
+    def flops_per_second(self, format: Format) -> float:
+        """Peak of dense matrix products.
+
+        Raises:
+            ConfigError: it does not multiply this format in hardware.
+        """
+        if format not in self.teraflops:
+            raise ConfigError(f"the {self.title} has no {format} products; choose from: {', '.join(self.teraflops)}")
+        return self.teraflops[format] * 1e12
+
+
+def find_gpu(name: str) -> GPU:
+    """A GPU by its name in hardware.toml. Raises ConfigError naming the choices."""
+    if name not in gpus():
+        raise ConfigError(unknown_name("GPU", name, gpus()))
+    return gpus()[name]
+
+
+@cache
+def gpus() -> dict[str, GPU]:
+    """All that are known, by name."""
+    text = resources.files("aha.estimate").joinpath("hardware.toml").read_text(encoding="utf-8")
+    tables: dict[str, Any] = tomllib.loads(text)
+    return {name: GPU(name=name, **table) for name, table in tables.items()}
