@@ -56,7 +56,7 @@ def test_table_has_every_known_model_and_fits_a_terminal() -> None:
     assert all(len(line) <= 120 for line in text.splitlines())
     row = next(line for line in text.splitlines() if line.startswith("  DeepSeek-R1 "))
     assert row.split()[1:] == ["671.0B", "37.6B", "70.3", "1365.3", "684.9", "no", "random", "mit", "0.55/2.19"]
-    assert "from 2025-01-20 to 2025-09-05 [primary]" in text, "a price has its dates and its source"
+    assert "from 2025-01-20 to 2025-09-05T16:00Z [primary]" in text, "a price has its dates and its source"
 
 
 def test_words_list_what_matches() -> None:

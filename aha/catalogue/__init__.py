@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import Literal
 
 from aha import hub
-from aha.catalogue.entry import Entry, find_entry, list_entries
+from aha.catalogue.entry import Entry, find_entry, list_entries, published_format
 from aha.catalogue.free_memory import FreeMemory, find_free_memory
 from aha.catalogue.table import describe, table
 from aha.errors import ConfigError, ModelError
 
-__all__ = ["Entry", "FreeMemory", "describe", "find_entry", "find_free_memory", "list_entries", "run_models", "table"]
+__all__ = [
+    "Entry",
+    "FreeMemory",
+    "describe",
+    "find_entry",
+    "find_free_memory",
+    "list_entries",
+    "published_format",
+    "run_models",
+    "table",
+]
 
 
 def run_models(words: list[str], *, form: Literal["text", "json"]) -> str:

@@ -9,13 +9,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aha import hub
 from aha.catalogue.free_memory import GIB, FreeMemory
-from aha.cost.prices import LETTER_DATE, TokenPrice, token_price
-from aha.errors import ModelError
+from aha.cost.prices import TokenPrice, moment_words, token_price
+from aha.errors import ConfigError, ModelError
 from aha.models.config import ModelConfig
 from aha.models.config_files import parse_config
 from aha.models.counts import (
@@ -62,6 +63,8 @@ class Entry:
     price: TokenPrice | None
     source: str
     """Where the configuration or the weights come from."""
+    published_format: Literal["bfloat16", "float8"] = "bfloat16"
+    """Of the weights as they are published, and of the products they are meant for."""
     note: str = ""
     folder: Path | None = None
     """Where it lies on this machine."""
@@ -139,7 +142,9 @@ def find_entry(name: str) -> Entry:
         return _local_entry(name)
     if name in KNOWN_CONFIGS and not os.path.isdir(name):
         model = next(m for m in KNOWN_MODELS if name in m.configs)
-        return replace(_known_entry(model), name=name, config=_parse(model.configs[name], source=name)[0])
+        raw = model.configs[name]
+        config, _ = _parse(raw, source=name)
+        return replace(_known_entry(model), name=name, config=config, published_format=published_format(raw))
     is_config = os.path.isfile(name) and not name.endswith(".gguf")  # a gguf file gets hub's word on it
     path = Path(name) if is_config else hub.resolve(name, wants="config") / "config.json"
     return _file_entry(path, name=name)
@@ -166,6 +171,7 @@ def _file_entry(path: Path, *, name: str) -> Entry:
         config=config,
         price=None,
         source=str(path),
+        published_format=published_format(raw),
         note="; ".join(filter(None, (f"an adapter beside {base}" if base else "", note))),
         folder=folder if weights else None,
         num_bytes=sum(p.stat().st_size for p in weights) if weights else None,
@@ -186,6 +192,11 @@ def _refusals(raw: Mapping[str, Any]) -> list[str]:
 def _quantised_as(raw: Mapping[str, Any]) -> str:
     quantised = raw.get("quantization_config")
     return str(quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?")[:40]
+
+
+def published_format(raw: Mapping[str, Any]) -> Literal["bfloat16", "float8"]:
+    """Of the weights that a config.json describes: FP8 in blocks, as DeepSeek publishes, or bfloat16."""
+    return "float8" if _quantised_as(raw) == "fp8" else "bfloat16"
 
 
 def _parse(raw: Mapping[str, Any], *, source: str) -> tuple[ModelConfig, str]:
@@ -214,11 +225,18 @@ def _known_entry(model: KnownModel) -> Entry:
         verified=model.verified,
         model_type=str(raw["model_type"]),
         config=parse_config(raw, source=model_id),
-        # By id: a price that no longer holds is still what this model was sold for, with its dates.
-        price=token_price(model.price_id, on=LETTER_DATE) if model.price_id else None,
+        price=_price(model.price_id) if model.price_id else None,
         source=model.source,
         note=model.note,
     )
+
+
+def _price(price_id: str) -> TokenPrice:
+    """Today's price of that name; where none is known, the recorded one, with its dates: what it was sold for."""
+    try:
+        return token_price(price_id.partition("@")[0], on=datetime.now(UTC))
+    except ConfigError:
+        return token_price(price_id, on=datetime.now(UTC))
 
 
 def _cached_names() -> list[str]:
@@ -279,8 +297,8 @@ def _price_dict(price: TokenPrice) -> dict[str, Any]:
         "usd_per_million_input": price.pico_usd_per_input_token / 10**6,
         "usd_per_million_cached": price.pico_usd_per_cached_token / 10**6,
         "usd_per_million_output": price.pico_usd_per_output_token / 10**6,
-        "effective_from": price.effective_from.isoformat(),
-        "effective_to": price.effective_to and price.effective_to.isoformat(),
+        "effective_from": moment_words(price.effective_from),
+        "effective_to": price.effective_to and moment_words(price.effective_to),
         "source": price.source,
         "source_date": price.source_date.isoformat(),
         "confidence": price.confidence,

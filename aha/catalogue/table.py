@@ -9,7 +9,7 @@ from typing import Literal
 
 from aha.catalogue.entry import PLANNED_TOKENS, Entry, planned_tokens
 from aha.catalogue.free_memory import FreeMemory
-from aha.cost.prices import TokenPrice
+from aha.cost.prices import TokenPrice, moment_words
 from aha.models.counts import cache_bytes_per_token, fp8_weight_bytes, weight_bytes
 
 WIDTH = 112
@@ -70,8 +70,8 @@ def _prices(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _price_words(price: TokenPrice) -> str:
-    until = f" to {price.effective_to}" if price.effective_to else ""
-    return f"${_amounts(price)} from {price.effective_from}{until} [{price.confidence}]: {price.source}"
+    until = f" to {moment_words(price.effective_to)}" if price.effective_to else ""
+    return f"${_amounts(price)} from {moment_words(price.effective_from)}{until} [{price.confidence}]: {price.source}"
 
 
 def _amounts(price: TokenPrice) -> str:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from aha.client.endpoint import BudgetExceededError, Reply
 from aha.client.journal import Journal
 from aha.cost import TokenPrice
-from aha.cost.prices import NANO_PER_USD, token_names
+from aha.cost.prices import NANO_PER_USD
 from aha.errors import ConfigError
 from aha.types import Usage
 
@@ -34,8 +34,9 @@ def read_budget(budget_usd: float | None, *, price: TokenPrice | None) -> int | 
         raise ConfigError(f"budget_usd must be a number from 0 to {MAX_BUDGET_USD:,}, got {budget_usd!r}")
     if price is None:
         raise ConfigError(
-            "budget_usd needs the endpoint's price, which is unknown; give price=NAME of the price book "
-            f"({', '.join(token_names())}) or your own dollars per million tokens with custom_token_price"
+            "budget_usd needs the endpoint's price, which is unknown; give price=NAME of the price book (aha cost "
+            "prices lists them, e.g. deepseek-r1@2025-01-20) or your own dollars per million tokens with "
+            "custom_token_price"
         )
     return int(amount * NANO_PER_USD)
 
@@ -76,8 +77,10 @@ class Account:
                 cheaper; else it is refused at once.
 
         Raises:
-            BudgetExceededError: it does not fit.
+            BudgetExceededError: it does not fit, or its prompt may be longer than any that the price is of.
         """
+        if self._budget is not None and self._is_too_long(worst):
+            raise BudgetExceededError(self._length_refusal(worst))
         cost = self._worst_cost(worst) + self._excess
         while self._budget is not None and self.spent_nano_usd + self.reserved_nano_usd + cost > self._budget:
             can_fit = self.reserved_nano_usd > 0 and self.spent_nano_usd + cost <= self._budget
@@ -90,6 +93,8 @@ class Account:
     def claim(self, usage: Usage, *, worst_nano_usd: int) -> int:
         """What to enter for counted tokens. More than the worst case is believed, as far as the budget goes."""
         cost = self._cost(usage)
+        if self._is_too_long(usage):
+            self._say("unpriced", self._length_refusal(usage))
         if cost <= worst_nano_usd:
             return cost
         self._excess += cost - worst_nano_usd
@@ -111,8 +116,26 @@ class Account:
     def _cost(self, usage: Usage) -> int:
         if self._price is None:
             return 0
+        write = self._price.pico_usd_per_cache_write_token
+        # Endpoints do not count what they wrote to their cache. Where that costs more, all that was not read from it is
+        # taken as written: a budget stops early rather than late.
+        is_dearer = write is not None and write > self._price.pico_usd_per_input_token
         return self._price.cost_nano_usd(
-            usage.prompt_tokens, completion_tokens=usage.completion_tokens, cached_tokens=usage.cached_tokens
+            usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.prompt_tokens - usage.cached_tokens if is_dearer else 0,
+        )
+
+    def _is_too_long(self, usage: Usage) -> bool:
+        limit = None if self._price is None else self._price.prompt_tokens_up_to
+        return limit is not None and usage.prompt_tokens > limit
+
+    def _length_refusal(self, usage: Usage) -> str:
+        assert self._price is not None
+        return (
+            f"a prompt of up to {usage.prompt_tokens:,} tokens has no price: {self._price.price_id} is of prompts of "
+            f"up to {self._price.prompt_tokens_up_to:,}; give the price of long ones by its id, see aha cost prices"
         )
 
     def _worst_cost(self, worst: Usage) -> int:

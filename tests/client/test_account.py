@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -153,6 +154,23 @@ def test_a_budget_of_0_pays_for_nothing_but_lets_free_models_answer(make_client:
         make_client(budget_usd=0).chat(QUESTION, SAMPLING)
     free = replace(PRICE, pico_usd_per_input_token=0, pico_usd_per_cached_token=0, pico_usd_per_output_token=0)
     assert make_client(budget_usd=0, price=free).chat(QUESTION, SAMPLING).content == "7"
+
+
+def test_prompt_longer_than_its_price_is_for_is_refused_where_there_is_a_budget() -> None:
+    short = replace(PRICE, prompt_tokens_up_to=100)
+    told: list[str] = []
+    account = Account(short, budget_nano_usd=10**12, journal=None, say=lambda kind, _: told.append(kind))
+    with pytest.raises(BudgetExceededError, match=r"up to 101 tokens has no price: .* is of prompts of up to 100"):
+        asyncio.run(account.reserve(Usage(101, 1), waits=False))
+    asyncio.run(account.reserve(Usage(100, 1), waits=False))
+    account.claim(Usage(101, 1), worst_nano_usd=10**9)
+    assert told == ["unpriced"]
+
+
+def test_what_is_not_read_from_a_cache_is_taken_as_written_to_it_where_that_costs_more() -> None:
+    dear = replace(PRICE, pico_usd_per_cache_write_token=1_250_000)
+    account = Account(dear, budget_nano_usd=None, journal=None, say=lambda *_: None)
+    assert account.claim(Usage(100, 0, cached_tokens=40), worst_nano_usd=10**9) == 60 * 1_250 + 40 * 500
 
 
 def test_cached_tokens_that_cost_more_are_reserved_for() -> None:
