@@ -193,6 +193,10 @@ class Completion:
     """Completion tokens as an endpoint counted them, where `token_ids` are not known."""
     cost_nano_usd: int = 0
     """What an endpoint charged for it; 0 for a model in this process."""
+    usage: Usage | None = field(default=None, compare=False)
+    """Tokens by class as an endpoint counted them; None for a model in this process."""
+    is_paid_before: bool = field(default=False, compare=False)
+    """Whether an earlier request paid for it, and this one had it from a journal."""
     is_sampled: tuple[bool, ...] = ()
     """Which of `token_ids` the model drew; empty where it drew them all."""
     turns: Transcript = ()

@@ -358,4 +358,6 @@ def _to_completion(reply: Reply) -> Completion:
         answer=reply.content,
         reported_tokens=reply.usage.completion_tokens,
         cost_nano_usd=reply.cost_nano_usd,
+        usage=reply.usage,
+        is_paid_before=reply.is_from_journal,
     )

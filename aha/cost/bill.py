@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from aha.cost.files import write_atomic
-from aha.cost.ledger import EntryKind, LedgerRow
-from aha.cost.prices import LETTER_DATE, NANO_PER_USD, MachinePrice, TokenPrice, token_names, token_price
+from aha.cost.ledger import Basis, EntryKind, LedgerRow
+from aha.cost.prices import (
+    LETTER_DATE,
+    NANO_PER_USD,
+    MachinePrice,
+    TokenPrice,
+    custom_token_price,
+    token_price,
+)
+from aha.errors import ConfigError
 
 FORMAT = 1
+COMPARED_APIS = ("deepseek-r1", "openai-o1")
+_CUSTOM_ID = re.compile(r"custom-([\d.]+)-([\d.]+)-([\d.]+)-usd-per-million@(\d{4}-\d{2}-\d{2})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +45,10 @@ class BillPhase:
     """What an endpoint charged, on top of this machine's time."""
     endpoint_price_id: str = ""
     """By which price of the price book."""
+    endpoint_model: str = ""
+    """Which model answered there."""
+    energy_mj: int | None = None
+    """Millijoules of the whole machine meanwhile; None where they cannot be read."""
 
     @property
     def wall_ms(self) -> int:
@@ -105,6 +121,12 @@ class Bill:
         return sum(phase.trained_tokens for phase in self.phases)
 
     @property
+    def energy_mj(self) -> int | None:
+        """Millijoules; None when those of a phase are not known."""
+        known = [phase.energy_mj for phase in self.phases if phase.energy_mj is not None]
+        return sum(known) if known and len(known) == len(self.phases) else None
+
+    @property
     def usd_per_point_reason(self) -> str:
         """Why there is no price per point; "" when there is one."""
         return self.gain.reason_not_priced() if self.gain else "the run was not evaluated both before and after"
@@ -123,7 +145,7 @@ class Bill:
 
     def to_dict(self) -> dict[str, Any]:
         """bill.json; its keys are described in docs/costs.md and stay."""
-        sold = [token_price(name, on=LETTER_DATE) for name in token_names(on=LETTER_DATE)]
+        sold = [token_price(name, on=LETTER_DATE) for name in COMPARED_APIS]
         return {
             "format": FORMAT,
             "cost_usd": self.cost_usd,
@@ -131,6 +153,7 @@ class Bill:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "trained_tokens": self.trained_tokens,
+            "energy_joules": _joules(self.energy_mj),
             "points_gained": self.gain.points if self.gain else None,
             "usd_per_point": self.usd_per_point,
             "usd_per_point_reason": self.usd_per_point_reason,
@@ -149,22 +172,40 @@ class Bill:
         """Write bill.json, replacing an older one as a whole. Raises DataError when the disk refuses it."""
         write_atomic(path, text=json.dumps(self.to_dict(), indent=1) + "\n")
 
-    def ledger_rows(self, run_id: str) -> list[LedgerRow]:
-        """The phases as rows for the ledger. A phase whose name begins with "eval" is an evaluation."""
-        return [
-            LedgerRow(
+    def ledger_rows(self, run_id: str, *, run_uid: str = "", model: str = "", device: str = "") -> list[LedgerRow]:
+        """The phases as rows for the ledger. A phase whose name begins with "eval" is an evaluation.
+
+        Where an endpoint charged, that is a row of its own with the endpoint's price and the tokens.
+
+        Args:
+            run_uid: what tells the run from every other: with it a phase is booked once, however often a killed run
+                comes to its end. "" books anew each time.
+            model: what was trained.
+            device: what it was trained on.
+        """
+        rows = []
+        for phase in self.phases:
+            has_endpoint = bool(phase.endpoint_price_id or phase.endpoint_nano_usd)
+            own = LedgerRow(
                 kind=EntryKind.EVALUATION if phase.name.startswith("eval") else EntryKind.TRAINING,
                 run_id=run_id,
                 phase=phase.label,
+                key=f"run:{run_uid}:{phase.label}" if run_uid else "",
+                model=model,
+                device=device,
                 price=self.price,
-                cost_nano_usd=self.phase_nano_usd(phase),
+                basis=Basis.MACHINE_TIME,
+                cost_nano_usd=self.price.cost_nano_usd(phase.wall_ms),
                 wall_ms=phase.wall_ms,
-                prompt_tokens=phase.prompt_tokens,
-                completion_tokens=phase.completion_tokens,
-                trained_tokens=phase.trained_tokens,
+                device_ms=phase.wall_ms,
+                energy_mj=phase.energy_mj,
             )
-            for phase in self.phases
-        ]
+            tokens = {name: getattr(phase, name) for name in ("prompt_tokens", "completion_tokens", "trained_tokens")}
+            if phase.wall_ms or not has_endpoint:
+                rows.append(own if has_endpoint else replace(own, **tokens))
+            if has_endpoint:
+                rows.append(_endpoint_row(replace(own, wall_ms=0, device_ms=None, energy_mj=None, **tokens), phase))
+        return rows
 
     def _phase_dict(self, phase: BillPhase) -> dict[str, Any]:
         return {
@@ -174,6 +215,7 @@ class Bill:
             "prompt_tokens": phase.prompt_tokens,
             "completion_tokens": phase.completion_tokens,
             "trained_tokens": phase.trained_tokens,
+            "energy_joules": _joules(phase.energy_mj),
             "cost_usd": self.phase_nano_usd(phase) / NANO_PER_USD,
             "endpoint_cost_usd": phase.endpoint_nano_usd / NANO_PER_USD,
         }
@@ -189,3 +231,38 @@ class Bill:
             "source_date": price.source_date.isoformat(),
             "confidence": price.confidence,
         }
+
+
+def _endpoint_row(row: LedgerRow, phase: BillPhase) -> LedgerRow:
+    """What an endpoint charged within a phase: the sum of its requests, as its client entered them."""
+    price = _token_price_of(phase.endpoint_price_id)
+    return replace(
+        row,
+        key=f"{row.key}:endpoint" if row.key else "",
+        price=price,
+        basis=Basis.ENDPOINT_REPORTED if price else Basis.STATED if phase.endpoint_nano_usd else Basis.UNPRICED,
+        model=phase.endpoint_model,
+        device="",
+        cost_nano_usd=phase.endpoint_nano_usd,
+    )
+
+
+def _token_price_of(price_id: str) -> TokenPrice | None:
+    """The price that an id always means; None where this price book has none: a checkpoint carries ids alone."""
+    if custom := _CUSTOM_ID.fullmatch(price_id):
+        price_in, cached, price_out, day = custom.groups()
+        return custom_token_price(
+            price_in,
+            usd_per_million_cached=cached,
+            usd_per_million_output=price_out,
+            on=date.fromisoformat(day),
+        )
+    try:
+        found = token_price(price_id, on=LETTER_DATE)
+    except ConfigError:
+        return None
+    return found if found.price_id == price_id else None
+
+
+def _joules(energy_mj: int | None) -> float | None:
+    return None if energy_mj is None else energy_mj / 1000

@@ -6,7 +6,7 @@ same code. The protocol is written into the result's manifest; the outputs lie b
 
 from aha.evaluate.asking import Progress, Respond, RespondsOneByOne, conversation, select_problems
 from aha.evaluate.comparison import Comparison, Difference, Entry, compare, compare_all, read_entries
-from aha.evaluate.evaluation import evaluate
+from aha.evaluate.evaluation import Used, evaluate
 from aha.evaluate.protocols import PROTOCOLS, Protocol, find_protocol
 from aha.evaluate.result import EvalResult, consensus, load_result
 from aha.evaluate.statistics import (
@@ -32,6 +32,7 @@ __all__ = [
     "Protocol",
     "Respond",
     "RespondsOneByOne",
+    "Used",
     "Vote",
     "bootstrap_interval",
     "compare",

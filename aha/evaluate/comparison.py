@@ -148,7 +148,7 @@ def read_entries(names: Sequence[str]) -> list[Entry]:
     Raises:
         DataError: a name that leads to none, with what was looked for; or a result that cannot be read.
     """
-    results = [load_result(_find_result(name)) for name in names]
+    results = [load_result(find_result(name)) for name in names]
     models = [str(result.manifest.get("model", "")) for result in results]
     # The models' own names where they tell the evaluations apart, else what was typed.
     use_models = all(models) and len(set(models)) == len(models)
@@ -159,13 +159,15 @@ def read_entries(names: Sequence[str]) -> list[Entry]:
     ]
 
 
-def _find_result(name: str) -> Path:
-    for folder in (Path(name), RUNS_FOLDER / name):
-        if folder.is_file():
-            return folder
-        for result_name in RESULT_NAMES:
-            if (folder / result_name).is_file():
-                return folder / result_name
+def find_result(name: str) -> Path:
+    """The file of the result that a name leads to, as `read_entries` looks for it. Raises DataError where none is."""
+    try:
+        for folder in (Path(name), RUNS_FOLDER / name):
+            for path in (folder, *(folder / result_name for result_name in RESULT_NAMES)):
+                if path.is_file():
+                    return path
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise DataError(f"no evaluation at {name[:80]!r}: {error.__class__.__name__}") from None
     partials = sorted(Path(name).glob("*.partial"))
     if partials:
         raise DataError(f"the evaluation in {name} is not finished ({partials[0].name}); call it again to go on")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,46 @@ from aha.evaluate.protocols import name_protocol
 from aha.evaluate.record import Record, open_record
 from aha.evaluate.result import EvalResult, Sample, summarise
 from aha.tasks.base import Split, Task
-from aha.types import Problem, SamplingParams
+from aha.types import Problem, SamplingParams, Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Used:
+    """What an evaluation has used so far, all its sessions together."""
+
+    uid: str
+    """The same in every session of one evaluation that is gone on with."""
+    wall_seconds: float
+    tokens: Usage
+    """An endpoint's as it counted them. Of a model in this process the prompts are not counted."""
+    problem_ids: frozenset[str]
+    """Those that have an answer."""
+    weight_version: int | None
+    """None without an answer."""
+    is_first_session: bool
+    """Whether nothing was used before this process began."""
+    spent_before_nano_usd: int
+    """What the endpoint's client had spent before the evaluation began."""
+
+    @classmethod
+    def of(cls, record: Record) -> Used:
+        samples = record.samples.values()
+        counted = [sample.usage for sample in samples if sample.usage]
+        thinking = sum(sample.num_thinking_tokens or 0 for sample in samples if sample.usage is None)
+        return cls(
+            uid=record.uid,
+            wall_seconds=record.wall_seconds,
+            tokens=Usage(
+                prompt_tokens=sum(usage.prompt_tokens for usage in counted),
+                cached_tokens=sum(usage.cached_tokens for usage in counted),
+                completion_tokens=sum((s.usage.completion_tokens if s.usage else s.num_tokens) for s in samples),
+                reasoning_tokens=sum(usage.reasoning_tokens for usage in counted) + thinking,
+            ),
+            problem_ids=frozenset(problem_id for problem_id, _ in record.samples),
+            weight_version=next((sample.weight_version for sample in samples), None),
+            is_first_session=not record.has_earlier_session,
+            spent_before_nano_usd=record.spent_before_nano_usd,
+        )
 
 
 def evaluate(
@@ -41,6 +80,8 @@ def evaluate(
     count_tokens: Callable[[str], int] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
+    on_used: Callable[[Used], None] | None = None,
+    spent_before_nano_usd: int = 0,
 ) -> EvalResult:
     """Ask `num_problems` distinct problems of `task`, score the answers, and keep everything.
 
@@ -62,6 +103,8 @@ def evaluate(
         count_tokens: length of a text in the model's tokens; gives `mean_thinking_tokens`.
         on_progress: told whenever answers have come.
         on_notice: told, in a line, when answers of an earlier session are taken up.
+        on_used: told once, when the asking has ended or was stopped, what the evaluation has used by then.
+        spent_before_nano_usd: what the endpoint's client had spent before; kept for sessions to come.
 
     Raises:
         DataError: no problems in the split, the verifier failed on every completion, `out` cannot be written, or it
@@ -83,7 +126,7 @@ def evaluate(
         "price": price.price_id if price else "",
     }
     partial = out / f"{name}.jsonl.partial" if out else None
-    with open_record(partial, manifest=manifest) as record:
+    with open_record(partial, manifest=manifest, spent_before_nano_usd=spent_before_nano_usd) as record:
         questions = Questions(
             asked,
             problems=problems,
@@ -94,7 +137,12 @@ def evaluate(
         )
         if record.samples and on_notice:
             on_notice(f"going on with {len(record.samples)} of {len(problems) * num_samples} answers from {partial}")
-        questions.ask(respond)
+        try:
+            questions.ask(respond)
+        finally:
+            record.stop_clock()
+            if on_used:
+                on_used(Used.of(record))
         if out:
             with open_atomic(out / f"{name}.jsonl") as file:
                 record.write_outputs(file, problems=problems, num_samples=num_samples)

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, TextIO
 
 from aha.errors import DataError
 from aha.evaluate.result import Sample
-from aha.types import Outcome, Problem, Rollout
+from aha.types import Outcome, Problem, Rollout, Usage
 
 FORMAT = 1
 SYNC_SAMPLES = 64
@@ -44,12 +45,28 @@ class Record:
         self._synced_at = time.monotonic()
         self._started = time.monotonic()
         self._seconds_before = 0.0
+        self._seconds_in_all: float | None = None
+        self.uid = secrets.token_hex(16)
+        """What tells this evaluation from every other, also when it goes on in another process."""
+        self.spent_before_nano_usd = 0
+        """What the endpoint's client had spent when the evaluation began."""
         self.samples: dict[Key, Sample] = {}
 
     @property
     def wall_seconds(self) -> float:
         """Time spent asking so far, by earlier sessions too."""
+        if self._seconds_in_all is not None:
+            return self._seconds_in_all
         return self._seconds_before + time.monotonic() - self._started
+
+    @property
+    def has_earlier_session(self) -> bool:
+        """Whether some of the time was spent by another process."""
+        return self._seconds_before > 0
+
+    def stop_clock(self) -> None:
+        """The asking has ended: what comes now is not its time."""
+        self._seconds_in_all = self.wall_seconds
 
     def add(self, key: Key, rollout: Rollout, *, vote: str, num_thinking_tokens: int | None) -> Sample:
         """Keep one scored answer; written at once, forced to the disk in batches."""
@@ -58,6 +75,9 @@ class Record:
         extra |= {"num_thinking_tokens": num_thinking_tokens, "wall_seconds": round(self.wall_seconds, 3)}
         extra |= {"weight_version": rollout.completion.weight_version}
         extra |= {"cost_nano_usd": rollout.completion.cost_nano_usd}
+        if (usage := rollout.completion.usage) is not None:
+            # What an earlier evaluation paid for is not used again.
+            extra["usage"] = asdict(Usage(0, 0) if rollout.completion.is_paid_before else usage)
         self.samples[key] = _remember(extra, row)
         if self._file is not None:
             self._places[key] = self._file.seek(0, os.SEEK_END)
@@ -101,6 +121,11 @@ class Record:
         """
         assert self._file is not None
         header = self._file.readline()
+        found = _parse(header)
+        # A record of an older aha has neither; nothing of it was booked.
+        self.uid = str(found.get("uid") or (hashlib.sha256(header).hexdigest()[:32] if found else self.uid))
+        if found:
+            self.spent_before_nano_usd = int(found.get("spent_before_nano_usd", 0))
         if not header.endswith(b"\n"):  # new, or killed within its first line
             self._begin(manifest)
             return
@@ -117,7 +142,8 @@ class Record:
         assert self._file is not None
         self._file.seek(0)
         self._file.truncate()
-        header = {"format": FORMAT, "identity": identity(manifest), "manifest": dict(manifest)}
+        header = {"format": FORMAT, "identity": identity(manifest), "manifest": dict(manifest), "uid": self.uid}
+        header["spent_before_nano_usd"] = self.spent_before_nano_usd
         self._file.write(json.dumps(header, ensure_ascii=True).encode("ascii") + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -136,7 +162,7 @@ class Record:
 
 
 @contextmanager
-def open_record(path: Path | None, *, manifest: Mapping[str, Any]) -> Iterator[Record]:
+def open_record(path: Path | None, *, manifest: Mapping[str, Any], spent_before_nano_usd: int = 0) -> Iterator[Record]:
     """The record of an evaluation; what an earlier session left is in it.
 
     Args:
@@ -147,7 +173,9 @@ def open_record(path: Path | None, *, manifest: Mapping[str, Any]) -> Iterator[R
         DataError: it is of another evaluation, in use by another process, or cannot be written.
     """
     if path is None:
-        yield Record(None, path=Path())
+        record = Record(None, path=Path())
+        record.spent_before_nano_usd = spent_before_nano_usd
+        yield record
         return
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +183,7 @@ def open_record(path: Path | None, *, manifest: Mapping[str, Any]) -> Iterator[R
     with file:
         _lock(file, path)
         record = Record(file, path=path)
+        record.spent_before_nano_usd = spent_before_nano_usd
         with _writing(path):
             file.seek(0)
             if not manifest["model"]:
@@ -252,6 +281,7 @@ def _remember(extra: Mapping[str, Any], row: Mapping[str, Any]) -> Sample:
         is_truncated=row["finish_reason"] == "length",
         weight_version=int(extra["weight_version"]),
         cost_nano_usd=int(extra["cost_nano_usd"]),
+        usage=Usage(**extra["usage"]) if extra.get("usage") else None,
         note="" if outcome.is_judged else str(row["note"]),
     )
 

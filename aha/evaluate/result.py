@@ -11,7 +11,7 @@ from typing import Any
 
 from aha.errors import DataError
 from aha.evaluate.statistics import Vote, bootstrap_interval, consensus_at_k, pass_at_k
-from aha.types import Outcome, Rollout
+from aha.types import Outcome, Rollout, Usage
 
 FORMAT = 1
 
@@ -32,6 +32,8 @@ class Sample:
     is_truncated: bool
     weight_version: int = 0
     cost_nano_usd: int = 0
+    usage: Usage | None = None
+    """As an endpoint counted, none for what was paid for before; None for a model in this process."""
     note: str = ""
 
     @property
@@ -185,7 +187,7 @@ def load_result(path: Path) -> EvalResult:
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read an evaluation from {path}: {error}") from error
     version = fields.pop("format", None) if isinstance(fields, dict) else None
     if version != FORMAT:
@@ -196,6 +198,8 @@ def load_result(path: Path) -> EvalResult:
         for key in ("pass_at_k_intervals", "consensus_intervals"):
             fields[key] = {int(k): (low, high) for k, (low, high) in fields.get(key, {}).items()}
         fields["problem_scores"] = {key: (int(right), int(of)) for key, (right, of) in fields["problem_scores"].items()}
+        if not isinstance(fields["manifest"], dict):
+            raise TypeError("its manifest is no object")
         return EvalResult(**fields)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} lacks parts of an evaluation ({error}); evaluate again") from error

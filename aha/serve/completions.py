@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from fastapi.concurrency import run_in_threadpool
@@ -89,7 +91,12 @@ class Answer:
         self._engine = engine
         self._meter = meter
         self._choices = [_Choice(index, splitter) for index, splitter in enumerate(splitters)]
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model_name}
+        self._entry: Future[None] | None = None
+        self._head: dict[str, Any] = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model_name,
+        }
 
     def cancel(self) -> None:
         """Withdraw the request, which ends `whole` and `chunks`; one that has ended stays as it is."""
@@ -98,7 +105,7 @@ class Answer:
     def close(self) -> None:
         """Call once, at the end: withdraws what still runs and enters what was used, also when the caller has gone."""
         self.cancel()
-        self._job.ended.add_done_callback(lambda _: self._record())
+        self._job.ended.add_done_callback(lambda _: self._book())
 
     async def whole(self) -> dict[str, Any]:
         """The body of the response, once every completion has ended. Raises as `Job.events`."""
@@ -124,8 +131,9 @@ class Answer:
                 yield event_bytes({**head, "choices": [choice_body]})
             if self._job.is_cancelled:
                 return
+            usage = await self._usage_body()
             if includes_usage:
-                yield event_bytes({**head, "choices": [], "usage": await self._usage_body()})
+                yield event_bytes({**head, "choices": [], "usage": usage})
             yield b"data: [DONE]\n\n"
         except AhaError as error:
             yield event_bytes(to_api_error(error).body)
@@ -139,8 +147,17 @@ class Answer:
                 for piece in self._choices[event.sample_index].push(event):
                     yield piece
 
-    def _record(self) -> None:
-        self._meter.record(self._usage(), engine_ns=self._job.engine_ns, path=PATH)
+    def _book(self) -> Future[None]:
+        """Enter what was used, once, when the job has ended."""
+        if self._entry is None:
+            self._entry = self._meter.record(
+                self._usage(),
+                engine_ns=self._job.engine_ns,
+                path=PATH,
+                request_id=self._head["id"],
+                weight_version=self._engine.engine.model.weight_version,
+            )
+        return self._entry
 
     def _usage(self) -> Usage:
         return Usage(
@@ -153,6 +170,9 @@ class Answer:
 
     async def _usage_body(self) -> dict[str, Any]:
         await self._job.ended
+        # An answer is final only when it is in the books: this is the last thing before its end is sent.
+        # Shielded: a caller who leaves now does not take the entry along.
+        await asyncio.shield(asyncio.wrap_future(self._book()))
         cost = self._meter.cost_nano_usd(self._job.engine_ns)
         return usage_body(self._usage(), cost_nano_usd=cost, price_id=self._meter.price.price_id)
 

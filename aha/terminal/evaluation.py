@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from aha.client import ENDPOINT_PREFIX
+from aha.cost.energy import EnergyMeter
 from aha.errors import ConfigError
 from aha.evaluate import (
     Comparison,
@@ -23,8 +25,10 @@ from aha.evaluate import (
     read_entries,
     select_problems,
 )
+from aha.evaluate.protocols import Protocol
 from aha.tasks import Task, get_task
 from aha.template import Thinking
+from aha.terminal.books import book_evaluation
 from aha.terminal.subject import Subject, open_endpoint, open_local
 from aha.train.columns import clock
 from aha.train.console import Advance, Console, printable
@@ -72,11 +76,7 @@ def run_evaluation(options: EvalOptions, *, form: Form) -> str:
     """
     task, protocol = get_task(_check(options).task), find_protocol(options.protocol)
     num_samples = protocol.num_samples if options.num_samples is None else options.num_samples
-    sampling = SamplingParams(
-        temperature=protocol.temperature if options.temperature is None else options.temperature,
-        top_p=protocol.top_p if options.top_p is None else options.top_p,
-        max_tokens=protocol.max_tokens if options.max_tokens is None else options.max_tokens,
-    )
+    sampling = _sampling(options, protocol)
     problems = select_problems(task, num_problems=options.num_problems, seed=options.seed)
     with contextlib.ExitStack() as stack:
         console = stack.enter_context(Console("quiet" if form == "json" else "auto"))
@@ -101,8 +101,27 @@ def run_evaluation(options: EvalOptions, *, form: Form) -> str:
             count_tokens=subject.count_tokens,
             on_progress=_Pace(advance),
             on_notice=say,
+            on_used=partial(
+                book_evaluation,
+                energy=EnergyMeter(),
+                subject=subject,
+                problems=problems,
+                model=options.model,
+                task=task.name,
+                say=say,
+            ),
+            spent_before_nano_usd=subject.spent_nano_usd() if subject.spent_nano_usd else 0,
         )
     return result.to_json() if form == "json" else describe_evaluation(result)
+
+
+def _sampling(options: EvalOptions, protocol: Protocol) -> SamplingParams:
+    """The protocol's, but for what was given."""
+    return SamplingParams(
+        temperature=protocol.temperature if options.temperature is None else options.temperature,
+        top_p=protocol.top_p if options.top_p is None else options.top_p,
+        max_tokens=protocol.max_tokens if options.max_tokens is None else options.max_tokens,
+    )
 
 
 def _check(options: EvalOptions) -> EvalOptions:

@@ -16,6 +16,7 @@ from aha.client import ENDPOINT_PREFIX, Client, parse_endpoint
 from aha.cost.prices import MachinePrice, TokenPrice, machine_price
 from aha.errors import ConfigError
 from aha.evaluate import Respond, conversation
+from aha.models.devices import device_words
 from aha.tasks.base import Task
 from aha.template import Thinking
 from aha.terminal.conversation import OpenModel, open_model
@@ -44,6 +45,12 @@ class Subject:
     max_tokens_cap: int | None = None
     """What its window leaves for an answer at the longest prompt, where that is less than was asked for."""
     notices: tuple[str, ...] = ()
+    device: str = ""
+    """What it computes on; "" for an endpoint."""
+    prompt_tokens: Callable[[Problem], int] | None = None
+    """Length of a problem's prompt; None for an endpoint, which counts by itself."""
+    spent_nano_usd: Callable[[], int] | None = None
+    """What an endpoint's client has spent in all; None for a model in this process."""
     close: Callable[[], None] = lambda: None
 
 
@@ -84,6 +91,8 @@ def open_local(
         count_tokens=lambda text: len(opened.chat.encode(text)),
         max_tokens_cap=cap,
         notices=tuple(notices),
+        device=device_words(opened.model.device),
+        prompt_tokens=lambda problem: len(opened.chat.render(conversation(task, problem=problem))),
     )
 
 
@@ -196,6 +205,7 @@ def open_endpoint(
         identity=f"{ENDPOINT_PREFIX}{endpoint.model}@{endpoint.base_url}",
         price=endpoint.price,
         notices=() if endpoint.price else (unpriced,),
+        spent_nano_usd=lambda: client.spent_nano_usd,
         close=client.close,
     )
 

@@ -15,10 +15,12 @@ import torch
 
 from aha.chat import ChatFormat
 from aha.cost.bill import Bill, BillPhase
+from aha.cost.energy import EnergyMeter
 from aha.cost.prices import MachinePrice
 from aha.engine import Engine
-from aha.evaluate import EvalResult, Progress, evaluate
+from aha.evaluate import EvalResult, Progress, conversation, evaluate, select_problems
 from aha.models import Transformer, frozen_twin
+from aha.tasks import get_task
 from aha.train.adapter import save_weights
 from aha.train.balance import ExpertLoad, move_biases
 from aha.train.batches import TrainingSequence
@@ -62,6 +64,8 @@ class Job:
     """Task of each stage → how many of its held-out problems the run may be measured on: no dataset may have them."""
     measured: StageConfig | None = None
     """What every evaluation of the run asks: the first stage, so that they make one curve. None: the stage's own."""
+    energy: EnergyMeter = field(default_factory=EnergyMeter)
+    """Of the machine; what it cannot read is not on the bill."""
     sinks: Sinks | None = None
     """Where metrics go besides metrics.jsonl."""
     is_interrupted: bool = False
@@ -77,21 +81,23 @@ class Job:
         trained_tokens: int = 0,
     ) -> None:
         """Add time and tokens to a phase of the bill."""
-        known = self._phase(phase)
+        known, energy_mj = self._phase(phase), self.energy.take_mj(seconds)
         self.phases[known.label] = dataclasses.replace(
             known,
             seconds=known.seconds + seconds,
             prompt_tokens=known.prompt_tokens + prompt_tokens,
             completion_tokens=known.completion_tokens + completion_tokens,
             trained_tokens=known.trained_tokens + trained_tokens,
+            energy_mj=None if energy_mj is None or known.energy_mj is None else known.energy_mj + energy_mj,
         )
 
     def charge_endpoint(
-        self, price_id: str, *, spent_nano_usd: int, prompt_tokens: int, completion_tokens: int
+        self, price_id: str, *, model: str, spent_nano_usd: int, prompt_tokens: int, completion_tokens: int
     ) -> None:
         """Put an endpoint's answers on the bill.
 
         Args:
+            model: that answers there.
             spent_nano_usd: all that its client has spent, and not what came new: a client's journal also knows what a
                 killed process paid.
         """
@@ -100,6 +106,7 @@ class Job:
             known,
             endpoint_nano_usd=spent_nano_usd,
             endpoint_price_id=price_id,
+            endpoint_model=model,
             prompt_tokens=known.prompt_tokens + prompt_tokens,
             completion_tokens=known.completion_tokens + completion_tokens,
         )
@@ -107,7 +114,8 @@ class Job:
     def _phase(self, name: str) -> BillPhase:
         """A phase so far. Where a run has several stages, each has its own, but for what belongs to the whole run."""
         is_of_the_run = self.num_stages == 1 or name in OF_THE_RUN
-        empty = BillPhase(name=name, seconds=0.0, stage="" if is_of_the_run else self.stage_name)
+        stage = "" if is_of_the_run else self.stage_name
+        empty = BillPhase(name=name, seconds=0.0, stage=stage, energy_mj=0 if self.energy.is_readable else None)
         return self.phases.get(empty.label, empty)
 
     def seed(self, config: StageConfig) -> int:
@@ -183,8 +191,19 @@ class Job:
                 on_progress=on_progress,
             )
         phase = f"evaluation {name}" if name in ("before", "after") else "evaluation during training"
-        self.charge(phase, seconds=time.perf_counter() - started, completion_tokens=result.completion_tokens)
+        self.charge(
+            phase,
+            seconds=time.perf_counter() - started,
+            prompt_tokens=self._prompt_tokens(config),
+            completion_tokens=result.completion_tokens,
+        )
         return result
+
+    def _prompt_tokens(self, config: StageConfig) -> int:
+        """Of all held-out problems, each once; what a task shows in later turns is not among them."""
+        task = get_task(config.task)
+        problems = select_problems(task, num_problems=config.eval_problems, seed=EVAL_SEED)
+        return sum(len(self.chat.render(conversation(task, problem=problem))) for problem in problems)
 
     def log_evaluation(self, step: int, result: EvalResult) -> None:
         """Append an evaluation after `step` steps of the run to metrics.jsonl and show it."""

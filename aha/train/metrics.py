@@ -48,9 +48,10 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, num_thinking_tokens: Sequ
         "num_rollouts": len(rollouts),
         "mean_turns": _mean([len(r.completion.turns) or 1 for r in rollouts]),
         "mean_observation_tokens": _mean([r.completion.num_observed_tokens for r in rollouts]),
-        # What a task showed between turns was read and not written, as a prompt is.
+        # What a task showed between turns was read and not written, as a prompt is. An endpoint counts by itself.
         "prompt_tokens": sum(len(group.prompt_ids) for group in groups)
-        + sum(r.completion.num_observed_tokens for r in rollouts),
+        + sum(r.completion.num_observed_tokens for r in rollouts)
+        + sum(r.completion.usage.prompt_tokens for r in rollouts if r.completion.usage),
         "completion_tokens": sum(r.completion.num_tokens for r in rollouts),
     }
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from aha import hub, report
 from aha.chat import ChatFormat
 from aha.config import Recipe, dump_recipe, stage_table
-from aha.cost.bill import BillPhase, Gain
-from aha.cost.ledger import Ledger
+from aha.cost.bill import Bill, BillPhase, Gain
+from aha.cost.ledger import Ledger, LedgerError
 from aha.cost.prices import machine_price
 from aha.engine import Engine
 from aha.errors import AhaError, ConfigError, DataError
 from aha.evaluate import compare, conversation, load_result, select_problems
 from aha.export.card import write_run_card
 from aha.models import Transformer, build_model, load_model
+from aha.models.devices import device_words
 from aha.tasks import Mixture, PythonTask, Split, Table, Task, get_task
 from aha.tasks.rewards import with_rewards
 from aha.train.adapter import begin_lora, prepare_stage
@@ -163,7 +164,8 @@ def _run(plan: Plan, job: Job, *, resume: bool) -> None:
     run, console, first = job.run, job.console, plan.configs[0]
     saved = _saved(plan, job) if resume else None
     run.write_text("recipe.toml", dump_recipe(_resolved(plan, job)))
-    run.write_json("run.json", describe_run("running"))
+    uid = run.uid
+    run.write_json("run.json", describe_run("running", run_uid=uid))
     if plan.note:
         console.say(plan.note)
     console.say(
@@ -177,8 +179,9 @@ def _run(plan: Plan, job: Job, *, resume: bool) -> None:
             _train_stages(plan, job, saved=saved)
             _finish(plan, job)
     except (AhaError, KeyboardInterrupt) as error:
+        _book(job.bill, job, model=first.model)
         with contextlib.suppress(AhaError):  # a full disk has said so already
-            run.write_json("run.json", describe_run("interrupted"))
+            run.write_json("run.json", describe_run("interrupted", run_uid=uid))
         if isinstance(error, Interrupted):
             report.write(run.folder)
             console.say(f"stopped and saved; go on with: aha train {run.folder} --resume")
@@ -350,10 +353,23 @@ def _finish(plan: Plan, job: Job) -> None:
     bill = replace(job.bill, gain=gain)
     bill.write(run.folder / "bill.json")
     write_run_card(run.folder)
-    with Ledger.open(on_failure="memory") as ledger:
-        ledger.record_all(bill.ledger_rows(run.ledger_id))
-        if ledger.warning:
-            job.console.say(ledger.warning)
-    run.write_json("run.json", describe_run("finished"))
+    _book(bill, job, model=first.model)
+    run.write_json("run.json", describe_run("finished", run_uid=run.uid))
     report.write(run.folder)
     job.console.summary(summarise(run.folder, bill=bill))
+
+
+def _book(bill: Bill, job: Job, *, model: str) -> None:
+    """Enter the bill into the ledger. A ledger that fails is said, and costs the run nothing.
+
+    A run that was stopped, or killed between this and the mark "finished", comes here again: what it booked then is
+    amended to what the bill says now, so the ledger always holds the run once, at its bill.
+    """
+    rows = bill.ledger_rows(job.run.ledger_id, run_uid=job.run.uid, model=model, device=device_words(job.model.device))
+    try:
+        with Ledger.open(on_failure="memory") as ledger:
+            ledger.record_many(rows, on_difference="amend")
+            if ledger.warning:
+                job.console.say(ledger.warning)
+    except LedgerError as error:
+        job.console.say(f"{error}. This run is left out of the ledger")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -74,6 +76,19 @@ class Run:
     def ledger_id(self) -> str:
         """The run's name in the ledger: its folder as it was given."""
         return str(self.folder)
+
+    @property
+    def uid(self) -> str:
+        """What tells the run from every other in the ledger, as long as its folder lives; a new one without run.json.
+
+        A copy of the folder is another run, and gets another one: its place is part of it.
+        """
+        place = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:12]
+        try:
+            known = str(json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["run_uid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            known = ""
+        return known if known.endswith(f"-{place}") else f"{secrets.token_hex(10)}-{place}"
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file atomically."""
@@ -257,10 +272,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def describe_run(status: str) -> dict[str, Any]:
+def describe_run(status: str, *, run_uid: str) -> dict[str, Any]:
     """The content of run.json: where the run stands, and on what it ran."""
     return {
         "format": FORMAT_VERSION,
+        "run_uid": run_uid,
         "aha_version": metadata.version("aha"),
         "torch_version": torch.__version__,
         "status": status,

@@ -128,6 +128,7 @@ class EndpointTeacher:
         job.charge("waiting for the teacher", seconds=seconds)
         job.charge_endpoint(
             price.price_id if (price := self.client.endpoint.price) else "",
+            model=self.client.endpoint.model,
             spent_nano_usd=self.client.spent_nano_usd,
             prompt_tokens=metrics["prompt_tokens"],
             completion_tokens=metrics["completion_tokens"],

@@ -83,7 +83,7 @@ def test_price_per_point_is_null_with_a_reason_when_nothing_was_gained(gain: Gai
 def test_bill_and_ledger_agree(tmp_path: Path) -> None:
     bill = Bill(phases=(BillPhase(name="eval before", seconds=7.7), BillPhase(name="grpo", seconds=301.3)), price=PRICE)
     with Ledger.open(tmp_path / "ledger.db") as ledger:
-        ledger.record_all(bill.ledger_rows("runs/a"))
+        ledger.record_many(bill.ledger_rows("runs/a"))
         assert ledger.total_nano_usd(run_id="runs/a") == bill.cost_nano_usd
         evaluated = ledger.total_nano_usd(run_id="runs/a", kind=EntryKind.EVALUATION)
         assert evaluated == bill.phase_nano_usd(bill.phases[0])

@@ -80,9 +80,9 @@ def test_every_recorded_row_survives_sigkill(tmp_path: Path) -> None:
 def test_group_is_recorded_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "ledger.db") as ledger:
         with pytest.raises(LedgerError, match="CHECK constraint failed"):
-            ledger.record_all([ROW, replace(ROW, cost_nano_usd=-1)])
+            ledger.record_many([ROW, replace(ROW, cost_nano_usd=-1)])
         assert ledger.num_entries() == 0
-        ledger.record_all([ROW] * 100)
+        ledger.record_many([ROW] * 100)
         assert ledger.num_entries() == 100
 
 
@@ -107,7 +107,7 @@ def test_ledger_is_append_only_even_for_sql(tmp_path: Path, statement: str) -> N
 def test_row_keeps_the_price_it_was_priced_with(tmp_path: Path) -> None:
     o1 = token_price("openai-o1", on=LETTER_DATE)
     with Ledger.open(tmp_path / "ledger.db") as ledger:
-        ledger.record_all([ROW, replace(ROW, price=o1)])
+        ledger.record_many([ROW, replace(ROW, price=o1)])
         dearer = replace(PRICE, nano_usd_per_hour=PRICE.nano_usd_per_hour + 1)
         with pytest.raises(LedgerError, match=r"already in the ledger .* with other amounts"):
             ledger.record(replace(ROW, price=dearer))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ from typing import Any
 import httpx
 import pytest
 
-from aha.cost import Ledger, custom_machine_price
+from aha.cost import Ledger, LedgerFilter, LedgerRow, custom_machine_price
+from aha.cost.energy import Counter, EnergyMeter
+from aha.cost.ledger import LedgerError
 from aha.engine import Engine
 from aha.errors import RequestError
-from aha.serve.engine_thread import EngineThread, EngineUnavailableError, Job, ServerBusyError
+from aha.serve.engine_thread import EngineThread, Job
+from aha.serve.errors import EngineUnavailableError, ServerBusyError
 from aha.serve.metering import Meter
 from aha.serve.openai import show_usd
-from aha.types import SamplingParams
+from aha.types import SamplingParams, Usage
 
 PATH = "/v1/chat/completions"
 LONG = {"model": "babble", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1000}
@@ -75,6 +80,70 @@ def test_every_request_is_in_the_ledger_at_the_price_it_was_told(serving: Any, t
             told.append(json.loads(lines[-3].removeprefix("data: "))["usage"]["cost"]["usd"])
         assert ledger.num_entries(run_id="serve babble") == 4
         assert ledger.total_nano_usd() == sum(int(usd.replace(".", "")) for usd in told)
+
+
+class SlowLedger:
+    """Books nothing until it is told to: a database that others have locked."""
+
+    def __init__(self) -> None:
+        self.opens = threading.Event()
+        self.rows: list[LedgerRow] = []
+        self.fails = False
+
+    def record(self, row: LedgerRow) -> int:
+        assert self.opens.wait(20)
+        if self.fails:
+            raise LedgerError("the disk is full")
+        self.rows.append(row)
+        return len(self.rows)
+
+
+def test_an_answer_ends_only_when_it_is_in_the_books(serving: Any) -> None:
+    ledger = SlowLedger()
+    with serving(ledger=ledger) as live, ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(httpx.post, f"{live.url}{PATH}", json={**LONG, "max_tokens": 3}) for _ in range(3)]
+        body = {**LONG, "max_tokens": 3, "stream": True}
+        with httpx.stream("POST", f"{live.url}{PATH}", json=body) as response:
+            lines = (line for line in response.iter_lines() if line)
+            seen = [next(lines) for _ in range(3)]
+            assert "[DONE]" not in "".join(seen), "tokens flow while the books are locked"
+            live.wait_until_idle()
+            time.sleep(0.1)
+            assert not any(future.done() for future in waiting)
+            ledger.opens.set()
+            assert list(lines)[-1] == "data: [DONE]"
+        assert [future.result().status_code for future in waiting] == [200] * 3
+        ids = {f"request:{future.result().json()['id']}" for future in waiting}
+    assert len(ledger.rows) == 4
+    assert ids < {row.key for row in ledger.rows}
+    served = ("babble", "cpu", live.engine.model.weight_version)
+    assert {(row.model, row.device, row.weight_version) for row in ledger.rows} == {served}
+    assert all(row.device_ms == row.wall_ms for row in ledger.rows)
+
+
+def test_energy_of_requests_is_their_share_where_it_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watts, clock = 10, [0.0]
+    make = EnergyMeter.__init__
+    counter = Counter(lambda: round(clock[0] * watts * 1e6))
+    monkeypatch.setattr(EnergyMeter, "__init__", lambda self: make(self, [counter], clock=lambda: clock[0]))
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        meter = Meter(custom_machine_price("3.6", on=date(2026, 1, 1)), ledger=ledger, server_id="serve x")
+        clock[0] = 10.0
+        for engine_ms in (2000, 3000):
+            meter.record(Usage(5, 1), engine_ns=engine_ms * 1_000_000, path=PATH).result()
+        meter.close()
+        assert ledger.totals(LedgerFilter()).energy_mj == 50_000, "five seconds at ten watts"
+
+
+def test_a_ledger_that_fails_stops_no_answer(serving: Any, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = SlowLedger()
+    ledger.fails = True
+    ledger.opens.set()
+    with serving(ledger=ledger) as live:
+        assert httpx.post(f"{live.url}{PATH}", json={**LONG, "max_tokens": 3}).status_code == 200
+    assert "a request is missing in the ledger: the disk is full" in caplog.text
 
 
 def run_jobs(engine: Engine, prompts: list[list[int]], sampling: SamplingParams) -> list[Job]:

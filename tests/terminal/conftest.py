@@ -10,6 +10,11 @@ from aha.models import ModelConfig, build_model
 from aha.models.tokenizer import build_tokenizer, save_tokenizer
 
 
+@pytest.fixture(autouse=True)
+def _own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AHA_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In Hugging Face layout, with a window of 256 tokens."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from aha.cost import EntryKind, Ledger, LedgerFilter
+from aha.cost.energy import Counter, EnergyMeter
 from aha.errors import AhaError, ConfigError
 from aha.evaluate import EvalResult, load_result
 from aha.terminal.evaluation import EvalOptions, describe_evaluation, run_comparison, run_evaluation
@@ -81,6 +83,31 @@ def test_dollars_are_the_machines_time(options: EvalOptions) -> None:
     result = measured(replace(options, price="36"))
     assert result.cost_usd == pytest.approx(result.wall_seconds / 100, abs=1e-5)
     assert measured(options).manifest["price"].startswith("cpu-2core-hour@")
+
+
+def test_evaluation_here_is_booked_at_what_its_result_says(options: EvalOptions) -> None:
+    result = measured(options)
+    with Ledger.open() as ledger:
+        totals = ledger.totals(LedgerFilter(kind=EntryKind.EVALUATION, model=options.model))
+        assert result.cost_usd is not None
+        assert totals.cost_nano_usd == round(result.cost_usd * 1e9)
+        assert totals.completion_tokens == result.completion_tokens > 0
+        assert totals.prompt_tokens > 0
+        assert (totals.num_entries, totals.device_ms) == (1, totals.wall_ms)
+        assert ledger.verify() == []
+
+
+def test_energy_of_an_evaluation_is_booked_where_it_can_be_read(
+    options: EvalOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = iter((0, 7_000_000))
+    make = EnergyMeter.__init__
+    monkeypatch.setattr(EnergyMeter, "__init__", lambda self: make(self, [Counter(lambda: next(reading))]))
+    measured(options)
+    with Ledger.open() as ledger:
+        energy_mj = ledger.totals(LedgerFilter()).energy_mj
+        assert energy_mj is not None
+        assert 0 < energy_mj <= 7_000
 
 
 def test_other_weights_are_another_model(options: EvalOptions, model_folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 
 from aha.client import BudgetExceededError, EndpointError
+from aha.cost import EntryKind, Ledger, LedgerFilter, LedgerTotals
 from aha.evaluate import EvalResult, load_result, select_problems
 from aha.serve import create_app
 from aha.tasks import get_task
@@ -118,6 +119,38 @@ def test_endpoint_that_fails_is_gone_on_with_and_paid_once(endpoint: Scripted, o
     result = measured(options)
     assert len(endpoint.bodies) == 24
     assert result.cost_usd == pytest.approx(24 * 0.000120)
+
+
+def ledger_totals() -> LedgerTotals:
+    with Ledger.open() as ledger:
+        assert ledger.verify() == []
+        return ledger.totals(LedgerFilter(kind=EntryKind.EVALUATION))
+
+
+def test_evaluation_at_an_endpoint_is_booked_once_whatever_its_sessions(
+    endpoint: Scripted, options: EvalOptions
+) -> None:
+    """Stopped, gone on with, asked again: each session adds what was newly asked, in tokens and in dollars."""
+    endpoint.fails_after = 10
+    with pytest.raises(EndpointError, match="out of credit"):
+        measured(options)
+    booked = ledger_totals()
+    assert (booked.cost_nano_usd, booked.prompt_tokens, booked.completion_tokens) == (1_200_000, 200, 100)
+    endpoint.fails_after = 10**9
+    measured(options)
+    booked = ledger_totals()
+    assert (booked.cost_nano_usd, booked.prompt_tokens, booked.completion_tokens) == (2_880_000, 480, 240)
+    measured(options)
+    again = ledger_totals()
+    assert (again.cost_nano_usd, again.prompt_tokens, again.completion_tokens) == (2_880_000, 480, 240)
+    with Ledger.open() as ledger:
+        assert list(ledger.grouped(LedgerFilter(), by="model")) == [options.model]
+
+
+def test_evaluation_without_a_price_is_booked_as_unpriced(options: EvalOptions) -> None:
+    measured(replace(options, price="", num_problems=1))
+    booked = ledger_totals()
+    assert (booked.num_unpriced, booked.cost_nano_usd, booked.prompt_tokens) == (1, 0, 40)
 
 
 def test_asking_again_is_free(endpoint: Scripted, options: EvalOptions) -> None:

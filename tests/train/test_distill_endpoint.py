@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aha.cost.ledger import Ledger
+from aha.cost.ledger import Ledger, LedgerFilter
 from aha.errors import AhaError
 from aha.train import train
 from aha.train.dataset import read_examples
@@ -65,7 +65,12 @@ def test_student_learns_from_right_answers_and_the_bill_has_what_they_cost(
     assert sum(phase["endpoint_cost_usd"] for phase in bill["phases"]) == pytest.approx(8 * COST_OF_ONE / 1e9)
     assert bill["cost_usd"] == pytest.approx(sum(phase["cost_usd"] for phase in bill["phases"]), abs=1e-12)
     with Ledger.open() as ledger:
-        assert ledger.total_usd() == pytest.approx(bill["cost_usd"], abs=1e-9)
+        assert ledger.total_nano_usd() == round(bill["cost_usd"] * 1e9)
+        charged = ledger.grouped(LedgerFilter(), by="price")
+        (priced,) = [name for name in charged if not name.startswith("cpu")]
+        assert charged[priced].cost_nano_usd == 8 * COST_OF_ONE
+        assert (charged[priced].prompt_tokens > 0, charged[priced].wall_ms) == (True, 0)
+        assert ledger.verify() == []
     losses = [row["loss"] for row in rows(folder, "step") if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]
 
