@@ -14,14 +14,17 @@ GIB = 1 << 30
 Format = Literal["bfloat16", "float8", "float32"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class GPU:
-    """One accelerator; figures are dense and in one direction."""
+    """One accelerator; figures are dense and in one direction. Compared by identity: there is one object a name."""
 
     name: str
     title: str
+    generation: Literal["ampere", "ada", "hopper", "blackwell", "cdna3"]
     teraflops: dict[str, float]
     """10**12 operations a second of dense matrix products, by format."""
+    multiprocessors: int
+    """Streaming multiprocessors, some of which communication can be given."""
     memory_gib: int
     """What the driver leaves of the memory."""
     memory_gb_per_second: float
@@ -32,8 +35,11 @@ class GPU:
     """To other nodes."""
     watts: float
     price: str
-    """Name in the price book of one of them for an hour."""
+    """Name in the price book of one of them for an hour; empty where none is known."""
     source: str
+    shares: dict[str, float]
+    """Of `teraflops`, what the best shapes of a matrix product reach, by format."""
+    shares_source: str
 
     @property
     def memory_bytes(self) -> int:
@@ -48,6 +54,10 @@ class GPU:
         if format not in self.teraflops:
             raise ConfigError(f"the {self.title} has no {format} products; choose from: {', '.join(self.teraflops)}")
         return self.teraflops[format] * 1e12
+
+    def reached_flops_per_second(self, format: Format) -> float:
+        """What matrix products of good shapes reach; raises as `flops_per_second`."""
+        return self.flops_per_second(format) * self.shares[format]
 
 
 def find_gpu(name: str) -> GPU:

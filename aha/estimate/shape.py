@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from aha.catalogue import find_entry, list_entries
+from aha.catalogue import find_entry, list_entries, published_format
 from aha.errors import ModelError
+from aha.estimate.hardware import GPU
 from aha.models.config import ModelConfig
+from aha.models.known import KNOWN_CONFIGS, KNOWN_MODELS, known_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,19 @@ class Shape:
     config: ModelConfig
     source: str
     """Where the configuration was read."""
+    published_format: Literal["bfloat16", "float8"] = "bfloat16"
+    """Of its weights, by its config.json."""
+
+    def natural_format(self, gpu: GPU) -> Literal["bfloat16", "float8"]:
+        """What its layers are multiplied in where nobody says: FP8 where it is published so and the GPU can."""
+        return self.published_format if self.published_format in gpu.teraflops else "bfloat16"
+
+
+def known_shape(model_id: str) -> Shape:
+    """The shape of a model of known.toml, by its whole id: no file and no network is asked."""
+    raw = KNOWN_CONFIGS[model_id]
+    source = next(model.source for model in KNOWN_MODELS if model_id in model.configs)
+    return Shape(name=model_id, config=known_config(model_id), source=source, published_format=published_format(raw))
 
 
 def find_shape(name: str) -> Shape:
@@ -29,4 +45,4 @@ def find_shape(name: str) -> Shape:
     entry = find_entry(known.get(name.lower(), name))
     if entry.config is None:
         raise ModelError(f"the shape of {name!r} is not known: {entry.note}")
-    return Shape(name=entry.name, config=entry.config, source=entry.source)
+    return Shape(name=entry.name, config=entry.config, source=entry.source, published_format=entry.published_format)

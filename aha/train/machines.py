@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from aha.cost.prices import MachinePrice, machine_price
+from aha.cost.prices import MachinePrice, machine_names, machine_price
 from aha.errors import ConfigError, unknown_name
+from aha.estimate.hardware import gpus
 from aha.models import has_fast_bfloat16
 
 GIB = 1 << 30
@@ -60,15 +61,24 @@ class _GPU:
     price: str
 
 
-# Dense figures of NVIDIA's data sheets (SXM): H100 and H800 989.5 TFLOP/s bf16, 67 fp32, 3.35 TB/s; H200 4.8 TB/s.
-_HOPPER = {"bfloat16_teraflops": 989.5, "float32_teraflops": 67.0}
-GPUS: dict[str, _GPU] = {
-    "h100": _GPU(memory_gib=79, memory_gb_per_second=3350, price="h100-hour", **_HOPPER),
-    "h100-spot": _GPU(memory_gib=79, memory_gb_per_second=3350, price="h100-spot-hour", **_HOPPER),
-    "h200": _GPU(memory_gib=139, memory_gb_per_second=4800, price="h200-hour", **_HOPPER),
-    "h200-spot": _GPU(memory_gib=139, memory_gb_per_second=4800, price="h200-spot-hour", **_HOPPER),
-    "h800": _GPU(memory_gib=79, memory_gb_per_second=3350, price="h800-hour", **_HOPPER),
-}
+def _rented() -> dict[str, _GPU]:
+    """Every GPU of aha/estimate/hardware.toml that the price book has a price of, on demand and spot."""
+    priced, found = set(machine_names()), {}
+    for name, gpu in gpus().items():
+        spot = gpu.price.replace("-hour", "-spot-hour")
+        for kind, price in ((name, gpu.price), (f"{name}-spot", spot)):
+            if price in priced:
+                found[kind] = _GPU(
+                    memory_gib=gpu.memory_gib,
+                    bfloat16_teraflops=gpu.teraflops["bfloat16"],
+                    float32_teraflops=gpu.teraflops["float32"],
+                    memory_gb_per_second=gpu.memory_gb_per_second,
+                    price=price,
+                )
+    return found
+
+
+GPUS: dict[str, _GPU] = _rented()
 """Name -> one GPU; "cpu" is this machine."""
 
 

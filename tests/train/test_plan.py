@@ -260,7 +260,7 @@ def test_advice_names_a_larger_machine_when_no_setting_helps() -> None:
 def test_advice_names_machines_that_hold_the_run_unchanged_too() -> None:
     unfit = plan(QWEN, run=changed(micro_batch_tokens=32_768), machine=H100)
     assert unfit.advice[0].startswith("micro_batch_tokens=")
-    assert unfit.advice[-1] == "unchanged on another machine: h200, h200-spot"
+    assert unfit.advice[-1] == "unchanged on another machine: h200, h200-spot, b200, b200-spot"
 
 
 def test_plan_that_fits_has_no_advice() -> None:
