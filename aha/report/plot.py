@@ -113,7 +113,7 @@ def line_chart(
     parts = [_y_axis(y_ticks, y_scale, show), _x_axis(x_ticks, x_scale)]
     parts += [_curve(line, x_scale, y_scale, show) for line in drawn]
     parts += _end_labels(drawn, y_scale)
-    return _svg(title, HEIGHT, parts)
+    return draw(parts, title=title, height=HEIGHT)
 
 
 def forest_plot(title: str, *, bars: Sequence[Bar], show: Format) -> Markup:
@@ -125,30 +125,32 @@ def forest_plot(title: str, *, bars: Sequence[Bar], show: Format) -> Markup:
     scale = Scale(0.0, 1.0, 6.0, WIDTH - right)
     parts = [
         Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1:.1f}"/>').format(scale(tick), foot)
-        + _text(scale(tick), foot + 13.0, f"{100 * tick:.0f}", "tick middle")
+        + write_text(f"{100 * tick:.0f}", x=scale(tick), y=foot + 13.0, style="tick middle")
         for tick in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
     for index, bar in enumerate(bars):
         y = row_height * index + 24.0
         parts += [
-            _text(scale(0.0) + 4.0, y - 11.0, bar.label, f"name halo {bar.style}"),
+            write_text(bar.label, x=scale(0.0) + 4.0, y=y - 11.0, style=f"name halo {bar.style}"),
             Markup('<line class="interval {}" x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
                 bar.style, scale(bar.low), scale(bar.high), y=y
             ),
             Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>').format(
                 bar.style, scale(bar.value), y, f"{bar.label}: {show(bar.value)}"
             ),
-            _text(WIDTH - 2.0, y + 4.0, show(bar.value), f"value end {bar.style}"),
+            write_text(show(bar.value), x=WIDTH - 2.0, y=y + 4.0, style=f"value end {bar.style}"),
         ]
-    return _svg(title, foot + 18.0, parts)
+    return draw(parts, title=title, height=foot + 18.0)
 
 
-def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
-    head = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">').format(WIDTH, height, title)
+def draw(parts: Sequence[Markup], *, title: str, height: float, width: float = WIDTH) -> Markup:
+    """A whole drawing. `title` is for readers without eyes."""
+    head = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">').format(width, height, title)
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
-def _text(x: float, y: float, text: str, style: str) -> Markup:
+def write_text(text: str, *, x: float, y: float, style: str) -> Markup:
+    """A text with its base line at y; `style` is classes of the style sheet."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(style, x, y, text)
 
 
@@ -157,7 +159,7 @@ def _y_axis(ticks: Sequence[float], scale: Scale, show: Format) -> Markup:
         Markup('<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
             LEFT, WIDTH - RIGHT, y=scale(tick)
         )
-        + _text(LEFT - 6.0, scale(tick) + 3.5, show(tick), "tick end")
+        + write_text(show(tick), x=LEFT - 6.0, y=scale(tick) + 3.5, style="tick end")
         for tick in ticks
     ]
     return Markup("").join(parts)
@@ -165,8 +167,10 @@ def _y_axis(ticks: Sequence[float], scale: Scale, show: Format) -> Markup:
 
 def _x_axis(ticks: Sequence[float], scale: Scale) -> Markup:
     foot = HEIGHT - BOTTOM
-    parts = [_text(scale(tick), foot + 14.0, f"{tick:g}", "tick middle") for tick in ticks]
-    return Markup("").join([*parts, _text((LEFT + WIDTH - RIGHT) / 2, foot + 27.0, "step", "tick middle")])
+    parts = [write_text(f"{tick:g}", x=scale(tick), y=foot + 14.0, style="tick middle") for tick in ticks]
+    return Markup("").join(
+        [*parts, write_text("step", x=(LEFT + WIDTH - RIGHT) / 2, y=foot + 27.0, style="tick middle")]
+    )
 
 
 def _curve(line: Line, x_scale: Scale, y_scale: Scale, show: Format) -> Markup:
@@ -218,6 +222,6 @@ def _end_labels(lines: Sequence[Line], y_scale: Scale) -> list[Markup]:
         ceiling = places[index + 1] - LABEL_GAP if index + 1 < len(places) else places[index] - excess
         places[index] = min(places[index], ceiling)
     return [
-        _text(WIDTH - RIGHT + 6.0, place, line.label, f"name {line.style}")
+        write_text(line.label, x=WIDTH - RIGHT + 6.0, y=place, style=f"name {line.style}")
         for place, (_, line) in zip(places, wanted, strict=True)
     ]
