@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from aha.chat import ChatFormat
 from aha.cost import Ledger, MachinePrice, machine_price
 from aha.engine import Engine
-from aha.errors import AhaError
+from aha.models.devices import device_words
 from aha.serve.asgi import (
     MAX_BODY_BYTES,
     EventStream,
     RequireKey,
-    error_response,
+    add_errors,
     json_response,
     on_disconnect,
     read_body,
 )
+from aha.serve.calculator import calculator_router
 from aha.serve.completions import PATH, ChatCompletions
-from aha.serve.engine_thread import MAX_PENDING, EngineThread, EngineUnavailableError
-from aha.serve.errors import ApiError, to_api_error
+from aha.serve.engine_thread import MAX_PENDING, EngineThread
+from aha.serve.errors import ApiError, EngineUnavailableError
 from aha.serve.metering import Meter
 from aha.serve.openai import IGNORED, ChatRequest, read_chat_request
 from aha.serve.pictures import MAX_PICTURE_BODY_BYTES, PictureIntake
 
 DEFAULT_PRICE = "cpu-2core-hour"
-_log = logging.getLogger(__name__)
 
 
 def create_app(
@@ -59,7 +56,8 @@ def create_app(
     """
     price = price or machine_price(DEFAULT_PRICE, on=datetime.now(UTC).date())
     thread = EngineThread(engine, max_pending=max_pending)
-    meter = Meter(price, ledger=ledger, server_id=f"serve {model_name}")
+    device = device_words(engine.model.device)
+    meter = Meter(price, ledger=ledger, server_id=f"serve {model_name}", model=model_name, device=device)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -70,7 +68,8 @@ def create_app(
 
     # No /docs: its page loads scripts from elsewhere.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    _add_errors(app)
+    add_errors(app)
+    app.include_router(calculator_router())
     _add_information(app, thread, model_name=model_name)
     vision = engine.model.config.vision
     intake = PictureIntake.of_model(vision, folder=chat.folder, model_name=model_name)
@@ -112,6 +111,7 @@ def _add_information(app: FastAPI, thread: EngineThread, *, model_name: str) -> 
     @app.get("/")
     async def index() -> Response:
         paths = {"chat": f"POST {PATH}", "models": "GET /v1/models", "health": "GET /health/live, GET /health/ready"}
+        paths["calculator"] = "GET /cost"
         return json_response({"service": "aha", "model": model_name, "api": "OpenAI-compatible", "endpoints": paths})
 
     @app.get("/v1/models")
@@ -136,27 +136,3 @@ def _add_information(app: FastAPI, thread: EngineThread, *, model_name: str) -> 
         if thread.problem:
             raise EngineUnavailableError(thread.problem)
         return json_response({"status": "ready", "pending": thread.num_pending})
-
-
-def _add_errors(app: FastAPI) -> None:
-    async def refuse(_: Request, error: Exception) -> Response:
-        known = to_api_error(error)
-        if known.status >= 500:
-            _log.error("%s", error, exc_info=None if isinstance(error, AhaError) else error)
-        return error_response(known)
-
-    async def no_such_path(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException), "registered for this class"
-        said = f"{request.method} {request.url.path[:60]} does not exist; GET / lists the endpoints"
-        if error.status_code == 405:
-            said = f"{request.url.path} does not take {request.method}; it takes {(error.headers or {}).get('Allow')}"
-        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-        return error_response(ApiError(error.status_code, said, code=code, headers=error.headers))
-
-    async def nobody_listens(_: Request, __: Exception) -> Response:
-        return Response(status_code=499)
-
-    app.add_exception_handler(AhaError, refuse)
-    app.add_exception_handler(Exception, refuse)
-    app.add_exception_handler(HTTPException, no_such_path)
-    app.add_exception_handler(ClientDisconnect, nobody_listens)

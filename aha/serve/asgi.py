@@ -7,20 +7,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from aha.serve.errors import ApiError
+from aha.errors import AhaError
+from aha.serve.errors import ApiError, to_api_error
 from aha.serve.openai import to_json
 
+_log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 2 * 2**20
 _MAX_DISCARDED_BYTES = 7 * MAX_BODY_BYTES
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-"""Need no key: orchestrators ask them."""
+OPEN_PATHS = frozenset(
+    {
+        "/health/live",
+        "/health/ready",
+        "/cost",
+        "/cost/calculator.css",
+        "/cost/calculator.js",
+        "/cost/calculator_answer.js",
+    }
+)
+"""Need no key: orchestrators ask for health, and a browser must show the calculator's page before it can be given one.
+The page holds nothing of its own: every number comes from /cost/api, which asks for the key."""
 
 
 def json_response(body: dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -131,3 +146,29 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._on_close()
+
+
+def add_errors(app: FastAPI) -> None:
+    """Whatever is raised is answered in OpenAI's shape."""
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        known = to_api_error(error)
+        if known.status >= 500:
+            _log.error("%s", error, exc_info=None if isinstance(error, AhaError) else error)
+        return error_response(known)
+
+    async def no_such_path(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException), "registered for this class"
+        said = f"{request.method} {request.url.path[:60]} does not exist; GET / lists the endpoints"
+        if error.status_code == 405:
+            said = f"{request.url.path} does not take {request.method}; it takes {(error.headers or {}).get('Allow')}"
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+        return error_response(ApiError(error.status_code, said, code=code, headers=error.headers))
+
+    async def nobody_listens(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)
+
+    app.add_exception_handler(AhaError, refuse)
+    app.add_exception_handler(Exception, refuse)
+    app.add_exception_handler(HTTPException, no_such_path)
+    app.add_exception_handler(ClientDisconnect, nobody_listens)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from aha.engine import Engine, EngineEvent
 from aha.errors import AhaError
+from aha.serve.errors import EngineUnavailableError, ServerBusyError
 from aha.types import SamplingParams
 
 MAX_PENDING = 128
@@ -29,14 +30,6 @@ MAX_PREFILL_TOKENS = 8192
 STALL_SECONDS = 120.0
 """A step that takes longer means that the engine hangs: the longest prefill on a slow CPU stays below it."""
 _log = logging.getLogger(__name__)
-
-
-class ServerBusyError(AhaError):
-    """More completions are under way than the server takes on."""
-
-
-class EngineUnavailableError(AhaError):
-    """The engine has failed, is being stopped, or got new weights in the middle of an answer."""
 
 
 class Job:

@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from aha.errors import AhaError, RequestError
-from aha.serve.engine_thread import EngineUnavailableError, ServerBusyError
 
 RETRY_AFTER_SECONDS = 2
 """What a 429 asks for: about the time in which some completion ends."""
+
+
+class ServerBusyError(AhaError):
+    """More completions are under way than the server takes on."""
+
+
+class EngineUnavailableError(AhaError):
+    """The engine has failed, is being stopped, or got new weights in the middle of an answer."""
 
 
 class ApiError(AhaError):

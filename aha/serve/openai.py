@@ -173,7 +173,7 @@ def read_chat_request(body: bytes) -> ChatRequest:
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise explain(error) from None
     _check_extra_fields(request, prefix="", neutral=NEUTRAL)
     for index, message in enumerate(request.messages):
         _check_extra_fields(message, prefix=f"messages[{index}].", neutral=_NEUTRAL_IN_MESSAGE)
@@ -211,8 +211,8 @@ def _check_combinations(request: ChatRequest) -> None:
             raise RequestError(f"a stop string has 1 to {MAX_STOP_CHARS} characters, got {len(text)}", param="stop")
 
 
-def _explain(error: ValidationError) -> RequestError:
-    """The first of the deepest complaints, with those about the other types that the same field could have."""
+def explain(error: ValidationError) -> RequestError:
+    """What is wrong with a body: the first of the deepest complaints, with those about the other types of its field."""
     problems = error.errors(include_url=False, include_context=False)
     if problems[0]["type"] == "json_invalid":
         return RequestError(f"the body is not valid JSON: {problems[0]['msg'].removeprefix('Invalid JSON: ')}")

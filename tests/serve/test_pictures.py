@@ -19,7 +19,8 @@ from aha.chat import ChatFormat
 from aha.engine import Engine
 from aha.images import PictureReader, stack_pixels
 from aha.models import load_model
-from aha.serve.engine_thread import MAX_PIXEL_BYTES, EngineThread, ServerBusyError
+from aha.serve.engine_thread import MAX_PIXEL_BYTES, EngineThread
+from aha.serve.errors import ServerBusyError
 from aha.types import Message, SamplingParams
 
 PATH = "/v1/chat/completions"

@@ -58,6 +58,7 @@ def test_the_printed_curl_works_and_sigterm_finishes_what_is_under_way(
         printed = capfd.readouterr().out
         assert f"babble is served at http://127.0.0.1:{port}/v1" in printed
         assert "$0.08 an hour" in printed
+        assert f"http://127.0.0.1:{port}/cost\n" in printed
         command = printed.partition("try: ")[2]
         curl = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
         assert '"finish_reason"' in curl.stdout
