@@ -48,6 +48,7 @@ class Aha:
 def aha(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Aha:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("AHA_HOME", str(tmp_path / "home"))
     return Aha(capsys, monkeypatch)
 
 

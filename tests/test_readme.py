@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,17 @@ QUICK: dict[str, list[str]] = {
     "aha train qwen2.5_1.5b --dry-run": ["train", "qwen2.5_1.5b", "--dry-run"],
     "aha models": ["models"],
     "aha models deepseek-ai/DeepSeek-R1": ["models", "deepseek-ai/DeepSeek-R1"],
+    "aha cost breakeven runs/countdown --requests-per-day 10000": [
+        *("cost", "breakeven", "runs/countdown", "--requests-per-day", "10000"),
+    ],
+    "aha cost prices --compare o1 deepseek-r1": ["cost", "prices", "--compare", "o1", "deepseek-r1"],
+    "aha cost train DeepSeek-V3 --tokens 14.8T --gpu h800 --nodes 256": [
+        *("cost", "train", "DeepSeek-V3", "--tokens", "14.8T", "--gpu", "h800", "--nodes", "256"),
+    ],
+    "aha cost serve DeepSeek-R1 --gpu h200": ["cost", "serve", "DeepSeek-R1", "--gpu", "h200"],
+    "aha cost why": ["cost", "why"],
+    "aha cost ledger --verify": ["cost", "ledger", "--verify"],
+    "aha cost page --out cost.html": ["cost", "page", "--out", "cost.html"],
 }
 """README command → what is run instead, in the order of the README."""
 
@@ -57,6 +69,7 @@ SLOW |= {
         *("eval", "tiny", "--task", "countdown", "--problems", "8", "--out", "scores/base"),
     ],
     "aha eval --compare scores/r1 scores/base": ["eval", "--compare", "scores/r1", "scores/base"],
+    "aha cost solved scores/r1 scores/base": ["cost", "solved", "scores/r1", "scores/base"],
     "aha export runs/r1 --to hf exported": ["export", "runs/r1", "--to", "hf", "exported"],
     "aha train v3_tiny": ["train", "v3_tiny", "stage.pretraining.steps=2", "stage.rl.steps=1", *SMALL[1:]],
     'aha chat runs/v3_tiny "3 7 8 > 24" --stats': ["chat", "runs/v3_tiny", "3 7 8 > 24", "--stats"],
@@ -66,6 +79,7 @@ SLOW |= {
 }
 MAKE = {"make demo": "aha train countdown", "make test": "pytest"}
 SERVE = "aha serve runs/countdown --port 8000"
+CALCULATOR = "aha cost calculator --port 8001"
 
 
 def commands(readme: str) -> list[str]:
@@ -95,7 +109,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
 def test_every_command_is_known_here(readme: str) -> None:
-    assert set(commands(readme)) == {*QUICK, *SLOW, *MAKE, SERVE}
+    assert set(commands(readme)) == {*QUICK, *SLOW, *MAKE, SERVE, CALCULATOR}
 
 
 @pytest.mark.parametrize("target", MAKE)
@@ -120,18 +134,32 @@ def test_training_leaves_what_the_readme_lists(workplace: Path) -> None:
 
 
 def test_serve_answers_until_it_is_told_to_stop(workplace: Path) -> None:
+    with _served("serve", "runs/countdown", path="/v1/models", cwd=workplace) as url:
+        body = {"model": "countdown", "messages": [{"role": "user", "content": "3 7 8 > 24"}], "max_tokens": 64}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert "reasoning_content" in answer.json()["choices"][0]["message"]
+
+
+def test_calculator_answers_until_it_is_told_to_stop(workplace: Path) -> None:
+    with _served("cost", "calculator", path="/cost", cwd=workplace) as url:
+        asked = {"model": "DeepSeek-V3", "tokens": "14.8T", "gpu": "h800", "num_gpus": 2048, "on": "2024-12-27"}
+        answer = httpx.post(f"{url}/cost/api/training", json=asked, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["gpu_hours"] == pytest.approx(2.664e6, rel=0.1)
+
+
+@contextmanager
+def _served(*arguments: str, path: str, cwd: Path) -> Iterator[str]:
+    """A server of ours on a free port until the block ends; then SIGTERM has to stop it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "aha", "serve", "runs/countdown", "--port", str(port)]
-    with subprocess.Popen(command, cwd=workplace, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+    command = [sys.executable, "-m", "aha", *arguments, "--port", str(port)]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
         try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_ready(f"{url}/v1/models", server)
-            body = {"model": "countdown", "messages": [{"role": "user", "content": "3 7 8 > 24"}], "max_tokens": 64}
-            answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
-            assert answer.status_code == 200, answer.text
-            assert "reasoning_content" in answer.json()["choices"][0]["message"]
+            _wait_until_ready(f"http://127.0.0.1:{port}{path}", server)
+            yield f"http://127.0.0.1:{port}"
             server.send_signal(signal.SIGTERM)
             assert server.wait(timeout=30) == 0
         finally:
