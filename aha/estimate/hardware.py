@@ -61,10 +61,10 @@ class GPU:
 
 
 def find_gpu(name: str) -> GPU:
-    """A GPU by its name in hardware.toml. Raises ConfigError naming the choices."""
-    if name not in gpus():
+    """A GPU by its name in hardware.toml, in any case. Raises ConfigError naming the choices."""
+    if name.lower() not in gpus():
         raise ConfigError(unknown_name("GPU", name, gpus()))
-    return gpus()[name]
+    return gpus()[name.lower()]
 
 
 @cache

@@ -38,7 +38,7 @@ COST_ERRORS = {
     "Llama 3.1 405B, 16,384 GPUs": -0.098,
     "Llama 3.1 405B, 128K context": 0.055,
     "Llama 3.1 405B, whole run": -0.159,
-    "Llama 3.1 70B, whole run": -0.407,
+    "Llama 3.1 70B, whole run": -0.330,
     "Llama 3.1 8B, whole run": -0.699,
     "LLaMA 65B": -0.210,
     "LLaMA 33B": -0.187,
@@ -47,7 +47,7 @@ COST_ERRORS = {
     "Llama 2 70B": -0.234,
     "Llama 2 13B": -0.313,
     "Llama 2 7B": -0.264,
-    "DeepSeek 67B": -0.199,
+    "DeepSeek 67B": -0.157,
     "DeepSeek-V2": -0.137,
     "Megatron GPT-3 175B, 96 GPUs": -0.058,
     "Megatron GPT-3 175B, 4,608 GPUs": 0.053,
@@ -73,6 +73,9 @@ COST_ERRORS = {
     "MPT-7B": -0.364,
     "StarCoderBase 15B": -0.498,
     "Falcon 180B": 0.221,
+    "TinyLlama 1.1B": -0.047,
+    "Nemotron-4 340B, 6,144 H100": -0.062,
+    "Phi-4 14B": -0.477,
 }
 
 

@@ -177,10 +177,14 @@ class TrainingBill:
 
 
 def usual_batch_tokens(config: ModelConfig, *, run: TrainingRun) -> float:
-    """Tokens of a step where none are given: eight sequences a GPU, between half a million and what is published."""
+    """Tokens of a step where none are given: eight sequences a GPU, between half a million and what is published.
+
+    Whole sequences, as many for every GPU where there are enough: about half a million for a few GPUs.
+    """
     most = MAX_BATCH_TOKENS * (1 if config.experts is None else 4)
-    wanted = SEQUENCES_PER_GPU * run.num_gpus * run.sequence_tokens
-    return float(min(max(wanted, MIN_BATCH_TOKENS, run.sequence_tokens), max(most, run.sequence_tokens)))
+    wanted = max(SEQUENCES_PER_GPU * run.num_gpus * run.sequence_tokens, MIN_BATCH_TOKENS)
+    sequences = max(1, int(min(wanted, most) / run.sequence_tokens))
+    return float((sequences - sequences % run.num_gpus or sequences) * run.sequence_tokens)
 
 
 def bill_training(config: ModelConfig, *, run: TrainingRun, price: MachinePrice, overhead: float = 1.0) -> TrainingBill:
@@ -206,6 +210,8 @@ def bill_training(config: ModelConfig, *, run: TrainingRun, price: MachinePrice,
         _check(setting, num_gpus=run.num_gpus)
     else:
         setting = replace(setting, layout=search_layout(setting, num_gpus=run.num_gpus))
+    terms = step_terms(setting)
+    terms += _idle(terms, setting=setting, num_gpus=run.num_gpus)
     return TrainingBill(
         config=config,
         run=run,
@@ -215,7 +221,7 @@ def bill_training(config: ModelConfig, *, run: TrainingRun, price: MachinePrice,
         layout=setting.layout,
         batch_tokens=setting.batch_tokens,
         memory=memory_of(setting),
-        terms=(*(terms := step_terms(setting)), _lost(terms, goodput=run.assumptions.goodput)),
+        terms=(*terms, _lost(terms, goodput=run.assumptions.goodput)),
     )
 
 
@@ -227,6 +233,16 @@ def _check(setting: Setting, *, num_gpus: int) -> None:
             f"a batch of {setting.batch_tokens:,.0f} tokens has fewer sequences than the layout's data * micro_batch = "
             f"{layout.data * layout.micro_batch}; use a larger batch, or more tensor, context or pipeline parallelism"
         )
+
+
+def _idle(terms: list[Term], *, setting: Setting, num_gpus: int) -> list[Term]:
+    """What is paid for GPUs that the layout has no place for."""
+    spare = num_gpus - setting.layout.num_gpus
+    if not spare:
+        return []
+    busy = sum(term.seconds_per_token for term in terms)
+    note = f"{spare:,} of {num_gpus:,}: a layout for {setting.layout.num_gpus:,} is the cheaper one all the same"
+    return [Term("idle GPUs", busy * spare / setting.layout.num_gpus, note, "waiting")]
 
 
 def _lost(terms: list[Term], *, goodput: float) -> Term:

@@ -19,23 +19,26 @@ MAX_TENSOR = 8
 MAX_PIPELINE = 64
 MAX_EXPERT = 64
 """GPUs that experts are spread over: DeepSeek-V3's, the widest that a training report states."""
+LEAST_USED = 0.75
+"""Share of the GPUs that a layout is for at the least; the others would stand idle."""
 LONG_SEQUENCE = 32_768
 """Tokens of a sequence from which on GPUs may share it."""
 
 
 @lru_cache(maxsize=1024)
 def search_layout(setting: Setting, *, num_gpus: int) -> Layout:
-    """The layout that takes the fewest GPU seconds a token, of all that fit.
+    """The layout that takes the fewest GPU seconds a token, of all that fit; GPUs that it leaves idle are paid for.
 
     Args:
         setting: whose layout is left aside.
+        num_gpus: that are paid for; the layout may be for a few less (usable_counts).
 
     Raises:
         ConfigError: none fits; says what is missing.
     """
     best: tuple[float, Layout] | None = None
     least: tuple[float, Layout] | None = None
-    for shape in _shapes(setting, num_gpus=num_gpus):
+    for shape in (shape for count in usable_counts(num_gpus) for shape in _shapes(setting, num_gpus=count)):
         for recomputation in RECOMPUTATIONS:
             layout = replace(shape, recomputation=recomputation)
             memory = memory_of(replace(setting, layout=layout))
@@ -43,12 +46,26 @@ def search_layout(setting: Setting, *, num_gpus: int) -> Layout:
                 least = memory.total, layout
             if memory.fits(setting.gpu):
                 seconds = sum(term.seconds_per_token for term in step_terms(replace(setting, layout=layout)))
+                seconds *= num_gpus / layout.num_gpus
                 if best is None or seconds < best[0]:
                     best = seconds, layout
                 break
     if best is not None:
         return best[1]
     raise ConfigError(_refusal(setting, num_gpus=num_gpus, least=least))
+
+
+def usable_counts(num_gpus: int) -> list[int]:
+    """Numbers of GPUs that a run on so many is laid out for: all of them, or fewer that powers of two divide better.
+
+    257 nodes are 256 and a spare one: 2,056 GPUs have no more than 8 as a common factor with what models divide by.
+    """
+    counts = {num_gpus}
+    step = 2
+    while num_gpus - num_gpus % step >= LEAST_USED * num_gpus:
+        counts.add(num_gpus - num_gpus % step)
+        step *= 2
+    return sorted(counts, reverse=True)
 
 
 def memory_of(setting: Setting) -> TrainingMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -106,7 +107,8 @@ def step_terms(setting: Setting) -> list[Term]:
     busy = sum(term.seconds_per_token for term in terms)
     terms += [uneven_term(setting, busy=busy), *stage_communication_terms(setting, busy=busy)]
     in_stage = sum(term.seconds_per_token for term in terms)
-    terms += [bubble_term(setting, in_stage=in_stage), *step_end_terms(setting, busy=busy)]
+    terms += [bubble_term(setting, in_stage=in_stage), uneven_batch_term(setting, in_stage=in_stage)]
+    terms += step_end_terms(setting, busy=busy)
     return [term for term in terms if term.seconds_per_token or term.hidden_seconds_per_token]
 
 
@@ -301,6 +303,14 @@ def bubble_term(setting: Setting, *, in_stage: float) -> Term:
     }[layout.schedule]
     note = f"{formula} = {share:.1%}: p = {layout.pipeline}, v = {layout.virtual}, m = {count:,.0f}"
     return Term("pipeline bubble", share * in_stage, note, "waiting")
+
+
+def uneven_batch_term(setting: Setting, *, in_stage: float) -> Term:
+    """A copy works on whole micro-batches: where they do not divide, the copies with one more are waited for."""
+    count = setting.num_micro_batches
+    most = math.ceil(count * (1 - 1e-12))
+    note = f"{count:,.2f} micro-batches for a copy on average, {most:,} for the busiest"
+    return Term("uneven batch", in_stage * (most / count - 1), note, "waiting")
 
 
 def step_end_terms(setting: Setting, *, busy: float) -> Iterator[Term]:
