@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +44,15 @@ def find_shape(name: str) -> Shape:
         ModelError: nothing of that name, or a configuration that cannot be read.
     """
     known = {id.partition("/")[2].lower(): id for entry in list_entries() for id in entry.ids}
-    entry = find_entry(known.get(name.lower(), name))
+    try:
+        entry = find_entry(known.get(name.lower(), name))
+    except ModelError:
+        # No path and no hub id: a name, of which the shorter and the longer one is a likelier slip than a letter.
+        near = sorted((id for id in known if id.startswith(name.lower())), key=len)
+        near = near or difflib.get_close_matches(name.lower(), known, n=1)
+        if "/" in name or os.path.exists(name) or not near:
+            raise
+        raise ModelError(f"unknown model {name!r}; did you mean {known[near[0]]!r}? aha models lists all") from None
     if entry.config is None:
         raise ModelError(f"the shape of {name!r} is not known: {entry.note}")
     return Shape(name=entry.name, config=entry.config, source=entry.source, published_format=entry.published_format)

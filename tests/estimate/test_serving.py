@@ -85,6 +85,19 @@ def test_cheapest_of_the_fewest_nodes_twice_and_four_times_is_taken_where_one_is
         predict(num_gpus=8, gpu="h100")
 
 
+@pytest.mark.parametrize(
+    ("gpu", "precision", "advice"),
+    [
+        ("h100", "float8", "try more GPUs or larger ones$"),
+        ("h100", "bfloat16", "try more GPUs, larger ones, or precision float8$"),
+        ("a100", "bfloat16", "try more GPUs, larger ones, or precision int8$"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_with_what_would_do(gpu: str, precision: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=advice):
+        predict(num_gpus=8, gpu=gpu, precision=precision)
+
+
 def test_cheapest_number_within_a_node_is_taken() -> None:
     chosen = llama(num_gpus=0)
     each = [llama(num_gpus=n).blended_usd_per_million() for n in (1, 2, 4, 8)]

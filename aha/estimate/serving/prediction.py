@@ -302,7 +302,9 @@ def _predict(
     largest = replica.largest_batch(plan.reserved_tokens)
     if not largest:
         memory = describe_memory(replica, sequence_tokens=plan.reserved_tokens)
-        raise ConfigError(f"{memory}; try more GPUs, another GPU, or precision float8")
+        smaller = "float8" if "float8" in plan.gpu.teraflops else "int8"
+        more = f"more GPUs, larger ones, or precision {smaller}"
+        raise ConfigError(f"{memory}; try {more if plan.precision == 'bfloat16' else 'more GPUs or larger ones'}")
     if plan.batch > largest:
         raise ConfigError(f"batch {plan.batch:,} does not fit: {plan.num_gpus} GPUs have room for {largest:,}")
     batch = plan.batch or _quick_enough(replica, plan=plan, largest=largest)

@@ -19,6 +19,7 @@ V2 = "DeepSeek-V2 report (arXiv:2405.04434)"
 MOE = "DeepSeekMoE (arXiv:2401.06066)"
 R1 = "DeepSeek-R1 report (arXiv:2501.12948)"
 NATURE = "DeepSeek-R1 in Nature (doi:10.1038/s41586-025-09422-z), supplement"
+# Read in third-party records of it that agree with one another (serving/inference_day.toml).
 DAY = "DeepSeek-V3/R1 Inference System Overview (open-infra-index, February 2025)"
 
 V3_MODEL = "deepseek-ai/DeepSeek-V3"
@@ -57,9 +58,9 @@ AIME_DISTILLED, AIME_RL = (
     Published(47.0, f"{R1} v1 §4.1, table 6: R1-Zero-Qwen-32B, over 10,000 steps of RL", "primary"),
 )
 
-CONTEXT_TOKENS = Published(4_989, f"{DAY}: mean cached tokens of an output token", "primary")
-USER_SPEED = Published(20, f"{DAY}: 20 to 22 output tokens a second", "primary")
-NODE_OUTPUT = Published(14_800, f"{DAY}: output tokens a second of a decoding node of 8 H800", "primary")
+CONTEXT_TOKENS = Published(4_989, f"{DAY}: mean cached tokens of an output token", "third-party")
+USER_SPEED = Published(20, f"{DAY}: 20 to 22 output tokens a second", "third-party")
+NODE_OUTPUT = Published(14_800, f"{DAY}: output tokens a second of a decoding node of 8 H800", "third-party")
 
 V2_TRAINING_SAVED = Published(0.425, f"{V2} §3.2.3: 172.8K against 300.6K H800 hours a trillion tokens", "primary")
 V2_CACHE_SAVED = Published(0.933, f"{V2} abstract; §3.2.3: V2's cache has 6 bits a value, DeepSeek 67B's 16", "primary")
