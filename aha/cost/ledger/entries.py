@@ -157,7 +157,7 @@ class Booker:
         assert entry_id is not None
         self._connection.executemany(
             "INSERT INTO posting VALUES (?, ?, ?)",
-            [(entry_id, self._account_id(account), amount) for account, amount in _merged(postings)],
+            [(entry_id, self._account_id(account), amount) for account, amount in merged(postings)],
         )
         return entry_id
 
@@ -186,7 +186,7 @@ class Booker:
             )
 
 
-def _merged(postings: Sequence[Posting]) -> list[Posting]:
+def merged(postings: Sequence[Posting]) -> list[Posting]:
     """One posting an account: an amendment at the same supplier touches it once."""
     sums: dict[str, int] = {}
     for account, amount in postings:
