@@ -93,15 +93,16 @@ def answer_training(question: TrainingQuestion) -> dict[str, Any]:
     settings = [f"{name}={value:.17g}" for name, value in question.assume.items()]
     with blaming("assume"):
         assumptions = with_settings(training_assumptions.Assumptions(), settings)
-    run = TrainingRun(
-        tokens=question.tokens,
-        gpu=gpu,
-        num_gpus=question.num_gpus,
-        sequence_tokens=question.sequence_tokens,
-        precision=precision,
-        batch_tokens=question.batch_tokens or 0,
-        assumptions=assumptions,
-    )
+    with blaming("assume"):  # one that does not go with the GPU; the rest has been checked
+        run = TrainingRun(
+            tokens=question.tokens,
+            gpu=gpu,
+            num_gpus=question.num_gpus,
+            sequence_tokens=question.sequence_tokens,
+            precision=precision,
+            batch_tokens=question.batch_tokens or 0,
+            assumptions=assumptions,
+        )
     with blaming("num_gpus"):
         bill = bill_training(shape.config, run=run, price=price, overhead=question.overhead)
     return {

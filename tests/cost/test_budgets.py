@@ -245,6 +245,116 @@ def test_threads_share_commits_and_one_failure_is_only_its_own(path: Path) -> No
         assert ledger.verify() == []
 
 
+def test_error_of_any_kind_is_of_its_own_job_alone(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        ledger.budgets.set("all", limit_nano_usd=100)
+        is_begun, go = threading.Event(), threading.Event()
+
+        def hold(_: object) -> None:
+            is_begun.set()
+            go.wait()
+
+        failures: list[BaseException] = []
+
+        def fail() -> None:
+            try:
+                reserve(ledger, 1, lifetime_seconds=1e30)  # more milliseconds than SQLite has
+            except OverflowError as error:
+                failures.append(error)
+
+        jobs = (lambda: ledger._writer.run(hold), fail, lambda: ledger.record(machine_row(3)))
+        threads = [threading.Thread(target=job) for job in jobs]
+        threads[0].start()
+        is_begun.wait()
+        for thread in threads[1:]:
+            thread.start()
+        while len(ledger._writer._waiting) < 2:
+            time.sleep(0.001)
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert len(failures) == 1
+        assert ledger.num_entries() == 1
+
+
+def test_thread_interrupted_before_its_turn_leaves_the_lead_to_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.open(path) as ledger:
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger._writer, "_commit_waiting", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                ledger.record(machine_row(1))
+        other = threading.Thread(target=lambda: ledger.record(machine_row(2)), daemon=True)
+        other.start()
+        other.join(timeout=10)
+        assert not other.is_alive(), "it would wait for a leader for ever"
+        assert ledger.total_nano_usd() == machine_row(2).cost_nano_usd
+
+
+def test_key_is_reserved_once_and_never_after_it_is_booked(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        ledger.budgets.set("all", limit_nano_usd=10**9)
+        held = reserve(ledger, 100, entry_key="request:1")
+        with pytest.raises(LedgerError, match="the key 'request:1' is already reserved; give a new request a key"):
+            reserve(ledger, 100, entry_key="request:1")
+        ledger.budgets.settle(held, row=ROW)
+        with pytest.raises(LedgerError, match="'request:1' is already in the ledger"):
+            reserve(ledger, 100, entry_key="request:1")
+        assert ledger.budgets.state("all").reserved_nano_usd == 0
+
+
+def test_ledger_opens_when_a_dead_process_had_booked_the_key_of_its_reservation(path: Path, by_sql: BySql) -> None:
+    with Ledger.open(path) as ledger:
+        ledger.budgets.set("all", limit_nano_usd=10**9)
+        held = reserve(ledger, 10**6, entry_key="request:1")
+        ledger.budgets.settle(held, row=ROW)
+        held = reserve(ledger, 10**6, entry_key="request:2")
+        ledger.budgets.mark_sent(held)
+    # As an earlier aha could leave it: the key of what has been settled is reserved again.
+    by_sql("UPDATE reservation SET pid = 1, started_at = 'long ago', entry_key = 'request:1'")
+    with Ledger.open(path) as ledger:
+        assert ledger.recovery.num_booked == 1
+        state = ledger.budgets.state("all")
+        assert (state.spent_nano_usd, state.reserved_nano_usd) == (10**6, 0)
+        assert ledger.verify() == []
+
+
+def test_reservation_of_a_zombie_is_released(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        ledger.budgets.set("all", limit_nano_usd=100)
+    script = (
+        "import os, sys; from pathlib import Path; from aha.cost import EntryKind, Ledger\n"
+        "reserve = Ledger.open(Path(sys.argv[1])).budgets.reserve\n"
+        "reserve('all', amount_nano_usd=1, kind=EntryKind.REQUEST, run_id='', phase='')\n"
+        "print('reserved', flush=True); os._exit(0)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.read() == b"reserved\n"  # to its end: it has died, and nobody has waited for it yet
+        stat = Path(f"/proc/{child.pid}/stat")
+        while stat.exists() and ") Z " not in stat.read_text():
+            time.sleep(0.01)
+        with Ledger.open(path) as ledger:
+            assert ledger.recovery.num_released == 1
+
+
+def test_text_that_is_no_unicode_can_be_reserved_for(path: Path) -> None:
+    with Ledger.open(path) as ledger:
+        ledger.budgets.set("\ud800", limit_nano_usd=10**9)
+        held = reserve(ledger, 10**6, name="\ud800", model="\udfff", entry_key="\ud801")
+        ledger.budgets.settle(held, row=ROW)
+        assert ledger.budgets.state("\ud800").spent_nano_usd == ROW.cost_nano_usd
+        assert ledger.verify() == []
+
+
 def test_locked_file_is_said_and_what_comes_after_is_booked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlite3
 

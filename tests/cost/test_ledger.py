@@ -144,6 +144,19 @@ def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
 
 
+def test_only_the_owner_can_read_a_file_that_is_made_through_a_link(tmp_path: Path) -> None:
+    link, target = tmp_path / "ledger.db", tmp_path / "elsewhere.db"
+    link.symlink_to(target)
+    with Ledger.open(link):
+        assert target.stat().st_mode & 0o077 == 0
+
+
+def test_refused_entry_is_not_blamed_on_the_folder(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "ledger.db") as ledger, pytest.raises(LedgerError, match="refuses this") as caught:
+        ledger.record(replace(ROW, cost_nano_usd=-1))
+    assert "AHA_HOME" not in str(caught.value)
+
+
 def test_default_place_follows_aha_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AHA_HOME", str(tmp_path))
     assert default_ledger_path() == tmp_path / "ledger.db"

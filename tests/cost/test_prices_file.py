@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, date, datetime
 from importlib import resources
 from pathlib import Path
@@ -131,6 +132,23 @@ def test_file_that_is_no_price_book_is_refused_in_one_line(text: str, message: s
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("key", ["prompt_tokens_up_to", "is_open_weight", "input_per_million", "source_date"])
+def test_number_too_long_to_be_shown_is_refused_all_the_same(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must be .*got a number of thousands of digits"):
+        read_book(token(**{key: "0x" + "F" * 6000}), file="f.toml")
+
+
+def test_long_history_and_many_hours_are_read_at_once() -> None:
+    clock = [f"{minute // 60:02}:{minute % 60:02}" for minute in range(0, 24 * 60, 3)]
+    spans = zip(clock, [*clock[1:], clock[0]], strict=True)
+    windows = [token(window=f"'w{n}'", hours=f"['{start}-{end}']") for n, (start, end) in enumerate(spans)]
+    history = [token(name="'old'", effective_from=f"{1990 + n // 12}-{n % 12 + 1:02}-01") for n in range(1200)]
+    started = time.process_time()
+    book = read_book("".join(windows + history), file="f.toml")
+    assert len(book.tokens) == 1680
+    assert time.process_time() - started < 5
+
+
 @pytest.mark.parametrize(
     "second",
     [
@@ -220,6 +238,12 @@ def test_your_own_row_takes_over_from_an_open_one_of_the_package_and_leaves_its_
     assert token_price("openai-o1", on=date(2026, 7, 1)).pico_usd_per_output_token == 15_000_000
     assert token_price("openai-o1", on=date(2026, 6, 30)).price_id == before.price_id
     assert [row.confidence for row in price_history("o1")] == ["third-party", "user"]
+
+
+def test_key_of_many_dots_is_refused_before_it_is_read() -> None:
+    write_own("a" + ".a" * 100_000 + " = 1")
+    with pytest.raises(ConfigError, match=r"a line may have 1,000 characters; write a list on several lines"):
+        prices_on(date(2026, 1, 1))
 
 
 def test_change_of_your_own_file_is_seen_and_its_removal_too() -> None:

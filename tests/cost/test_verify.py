@@ -46,6 +46,8 @@ FIRST = "WHERE entry_id = 1"
         (("UPDATE posting SET amount_nano_usd = 2 * amount_nano_usd WHERE entry_id = 1",), "entry 1 is not posted"),
         (("INSERT INTO account VALUES (99, 'machine:mine')",
           "UPDATE posting SET account_id = 99 WHERE entry_id = 1 AND amount_nano_usd < 0"), "'machine:mine', which is"),
+        (("INSERT INTO account VALUES (99, 'machine:mine')",
+          "UPDATE posting SET account_id = 99 WHERE entry_id = 4 AND amount_nano_usd < 0"), "4 is not posted as what"),
         (("UPDATE entry SET price_id = 'nobody@2026-01-01' " + FIRST,), "'nobody@2026-01-01', which the ledger does"),
         (("UPDATE price SET nano_usd_per_hour = nano_usd_per_hour * 2",), "at its price 'cpu-2core-hour@2025-01-01'"),
         (("UPDATE rollup SET num_entries = num_entries + 1",), "is not the sum of its entries"),

@@ -226,6 +226,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("serving", {"assume": {"memory": 2.0}}, "assume"),
     ("serving", {"assume": {"memory": "fast"}}, "assume.memory"),
     ("serving", {"assume": [1]}, "assume"),
+    ("training", {"assume": {"overlap_multiprocessors": 1e16}}, "assume"),
     ("decision", {"requests_per_day": 0}, "requests_per_day"),
     ("decision", {"requests_per_day": 1e13}, "requests_per_day"),
     ("decision", {"api": "nobody"}, "api"),

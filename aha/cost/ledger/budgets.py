@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from aha.cost.ledger.entries import book
+from aha.cost.ledger.entries import as_stored, book
 from aha.cost.ledger.rows import MAX_INT64, Basis, EntryKind, LedgerRow
 from aha.cost.ledger.schema import LedgerError
 from aha.cost.ledger.writer import GroupWriter
@@ -103,6 +103,7 @@ class Budgets:
         """
         if not 0 <= limit_nano_usd <= MAX_INT64:
             raise LedgerError(f"limit_nano_usd must be from 0 to {MAX_INT64:,}, got {limit_nano_usd:,}")
+        name = as_stored(name)
 
         def job(connection: sqlite3.Connection) -> None:
             known = connection.execute("SELECT period FROM budget WHERE name = ?", (name,)).fetchone()
@@ -120,6 +121,7 @@ class Budgets:
 
     def state(self, name: str) -> BudgetState:
         """A budget now. Raises LedgerError for one that does not exist."""
+        name = as_stored(name)
 
         def job(connection: sqlite3.Connection) -> BudgetState:
             period, limit, day = _find(connection, name)
@@ -151,17 +153,19 @@ class Budgets:
 
         Raises:
             BudgetRefusedError: it does not fit.
-            LedgerError: no such budget, or a key that is reserved already.
+            LedgerError: no such budget, or a key that is reserved or booked already.
         """
         if not 0 <= amount_nano_usd <= MAX_INT64:
             raise LedgerError(f"a reservation is from 0 to {MAX_INT64:,} nano-dollars, got {amount_nano_usd:,}")
         reservation_id = secrets.token_hex(16)
         key = entry_key or f"reservation:{reservation_id}"
         expires_at_ms = round((time.time() + lifetime_seconds) * 1000)
+        name, key, run_id, phase, model = map(as_stored, (name, key, run_id, phase, model))
         labels = (key, kind.value, run_id, phase, model, *_this_process(), expires_at_ms)
 
         def job(connection: sqlite3.Connection) -> Reservation:
             _, limit, day = _find(connection, name)
+            _refuse_known_key(connection, key)
             connection.execute("INSERT INTO budget_period VALUES (?, ?, 0, 0) ON CONFLICT DO NOTHING", (name, day))
             admitted = connection.execute(
                 "UPDATE budget_period SET reserved_nano_usd = reserved_nano_usd + ?1 WHERE budget = ?2 AND day = ?3"
@@ -194,14 +198,8 @@ class Budgets:
         """Book what it did cost, as the entry of the reservation's key, and end the reservation. Errors as `record`."""
 
         def job(connection: sqlite3.Connection) -> Settlement:
-            keyed = replace(row, key=reservation.entry_key)
-            (entry_id,) = book(connection, [keyed], on_difference="amend")
-            excess = max(0, row.cost_nano_usd - reservation.amount_nano_usd)
             _end(connection, reservation)
-            is_charged = connection.execute("SELECT 1 FROM charge WHERE entry_id = ?", (entry_id,)).fetchone()
-            if not is_charged:
-                _charge(connection, entry_id, reservation, excess=excess)
-            return Settlement(entry_id, excess)
+            return _book(connection, replace(row, key=reservation.entry_key), reservation)
 
         return self._writer.run(job)
 
@@ -232,8 +230,7 @@ class Budgets:
                         kind=EntryKind(kind), run_id=run_id, phase=phase, model=model, key=reservation.entry_key,
                         price=None, basis=Basis.WORST_CASE, cost_nano_usd=reservation.amount_nano_usd,
                     )  # fmt: skip
-                    (entry_id,) = book(connection, [row], on_difference="amend")
-                    _charge(connection, entry_id, reservation, excess=0)
+                    _book(connection, row, reservation)
                     num_booked += 1
                 else:
                     num_released += 1
@@ -242,6 +239,8 @@ class Budgets:
         return self._writer.run(job)
 
 
+_DEAD_STATES = ("Z", "X")
+"""Of a process in /proc: a zombie, or about to be none."""
 _FIELDS = ("reservation_id", "budget", "day", "amount_nano_usd", "entry_key")
 
 
@@ -262,6 +261,23 @@ def _end(connection: sqlite3.Connection, reservation: Reservation) -> None:
             "UPDATE budget_period SET reserved_nano_usd = reserved_nano_usd - ? WHERE budget = ? AND day = ?",
             (reservation.amount_nano_usd, reservation.budget, reservation.day),
         )
+
+
+def _book(connection: sqlite3.Connection, row: LedgerRow, reservation: Reservation) -> Settlement:
+    """Book what a reservation was for and charge its budget, once."""
+    (entry_id,) = book(connection, [row], on_difference="amend")
+    excess = max(0, row.cost_nano_usd - reservation.amount_nano_usd)
+    # An amendment has been charged where its entry was.
+    if not connection.execute("SELECT 1 FROM charge WHERE entry_id = ?", (entry_id,)).fetchone():
+        _charge(connection, entry_id, reservation, excess=excess)
+    return Settlement(entry_id, excess)
+
+
+def _refuse_known_key(connection: sqlite3.Connection, key: str) -> None:
+    """What is booked is booked once: a second request under its key would be paid and charged to nobody."""
+    for table, state in (("reservation", "reserved"), ("entry", "in the ledger")):
+        if connection.execute(f"SELECT 1 FROM {table} WHERE entry_key = ?", (key,)).fetchone():
+            raise LedgerError(f"the key {key!r} is already {state}; give a new request a key of its own")
 
 
 def _charge(connection: sqlite3.Connection, entry_id: int, reservation: Reservation, *, excess: int) -> None:
@@ -306,11 +322,14 @@ def _is_alive(pid: int) -> bool:
 
 
 def _started_at(pid: int | None = None) -> str:
-    """When a process started, in the kernel's ticks: a number is given to another process one day. "" is not known."""
+    """When a process started, in the kernel's ticks: a number is given to another process one day.
+
+    "" is not known, or dead: one that nobody waits for (PID 1 of many a container waits for none) keeps its number.
+    """
     text = _read_line(Path(f"/proc/{pid or os.getpid()}/stat"))
     # Field 22; the second one, the name in parentheses, may hold anything.
     fields = text.rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else ""
+    return fields[19] if len(fields) > 19 and fields[0] not in _DEAD_STATES else ""
 
 
 def _namespace() -> str:

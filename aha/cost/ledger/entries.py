@@ -157,7 +157,7 @@ class Booker:
         assert entry_id is not None
         self._connection.executemany(
             "INSERT INTO posting VALUES (?, ?, ?)",
-            [(entry_id, self._account_id(account), amount) for account, amount in _merged(postings)],
+            [(entry_id, self._account_id(account), amount) for account, amount in merged(postings)],
         )
         return entry_id
 
@@ -186,7 +186,7 @@ class Booker:
             )
 
 
-def _merged(postings: Sequence[Posting]) -> list[Posting]:
+def merged(postings: Sequence[Posting]) -> list[Posting]:
     """One posting an account: an amendment at the same supplier touches it once."""
     sums: dict[str, int] = {}
     for account, amount in postings:
@@ -195,7 +195,7 @@ def _merged(postings: Sequence[Posting]) -> list[Posting]:
 
 
 def _values_of(row: LedgerRow) -> Values:
-    values: Values = {name: _plain(getattr(row, name)) for name in (*LABELS, *MEASURES, "cost_nano_usd")}
+    values: Values = {name: as_stored(getattr(row, name)) for name in (*LABELS, *MEASURES, "cost_nano_usd")}
     for name, value in values.items():
         if isinstance(value, int) and not -MAX_INT64 <= value <= MAX_INT64:
             raise LedgerError(
@@ -204,7 +204,7 @@ def _values_of(row: LedgerRow) -> Values:
             )
     return values | {
         # Begins with the time, so that keys come in order and the index grows at its end.
-        "entry_key": _plain(row.key) or f"{time.time_ns():x}-{os.urandom(8).hex()}",
+        "entry_key": as_stored(row.key) or f"{time.time_ns():x}-{os.urandom(8).hex()}",
         "recorded_at_ms": _now_ms(),
         "price_id": row.price.price_id if row.price else None,
         "basis": (row.basis or _find_basis(row, values)).value,
@@ -216,7 +216,7 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _plain(value: Any) -> Any:
+def as_stored(value: Any) -> Any:
     """As SQLite gives it back, so that a seal computed from either is the same. A lone surrogate becomes its name."""
     if isinstance(value, str):
         return str(value).encode("utf-8", "backslashreplace").decode("utf-8")

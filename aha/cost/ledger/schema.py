@@ -266,9 +266,10 @@ def connect(path: Path) -> sqlite3.Connection:
     """A connection that writes to the file, which is made or upgraded."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Made before SQLite would make it, because SQLite gives a new file the umask's permissions. Never opened where it
-    # exists: closing a second descriptor of a file drops the locks that this process holds on it by the first.
+    # exists: closing a second descriptor of a file drops the locks that this process holds on it by the first. A link
+    # to a file that is not there yet is one to be made as well.
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         # FULL: what is committed is on the disk, also after a power cut. Group commit is what makes it affordable.
@@ -342,6 +343,10 @@ def explain(location: Path | str, error: BaseException) -> str:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     if "cannot store REAL value" in reason or "integer overflow" in reason:
         return f"the ledger {location} cannot hold this: a sum would pass 64 bits (9.2 billion dollars)"
+    if isinstance(error, sqlite3.IntegrityError):
+        return f"the ledger {location} refuses this, and nothing of it is booked: {reason}"
+    if "is locked" in reason:
+        return f"cannot use the ledger {location}: {reason}: another process is writing; try again when it has ended"
     return f"cannot use the ledger {location}: {reason}; set AHA_HOME to a folder that can be written"
 
 

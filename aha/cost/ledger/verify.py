@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aha.cost.currency import PICO_PER_NANO
-from aha.cost.ledger.entries import AMOUNTS, corrected, seal, supplier
+from aha.cost.ledger.entries import AMOUNTS, corrected, merged, seal, supplier
 from aha.cost.ledger.queries import MS_PER_HOUR
 from aha.cost.ledger.rows import COLUMNS, COUNTED, Basis
 from aha.cost.ledger.schema import MIGRATIONS, connect_in_memory
@@ -169,12 +169,33 @@ def _misposted(connection: sqlite3.Connection) -> Iterator[str]:
     for entry_id, price_id, name in connection.execute(query):
         if name != supplier(price_id, is_machine=machines.get(price_id, False)):
             yield f"entry {entry_id:,} is posted to {name!r}, which is not who its price is owed to"
+    yield from _misposted_amendments(connection, machines)
     wrong = (
         "SELECT entry_id, count(*) FROM entry JOIN posting USING (entry_id) GROUP BY entry_id"
         " HAVING count(*) <> 2 AND amends_entry_id IS NULL OR count(*) NOT IN (2, 3)"
     )
     for entry_id, count in connection.execute(wrong):
         yield f"entry {entry_id:,} has {count} postings"
+
+
+def _misposted_amendments(connection: sqlite3.Connection, machines: dict[str, bool]) -> Iterator[str]:
+    """An amendment takes the amount so far from whom it was owed to, and owes the new one by the new price."""
+    query = "SELECT entry_id, amends_entry_id, kind, price_id, cost_nano_usd FROM entry WHERE entry_id = ?1 OR"
+    first_ids = [row[0] for row in connection.execute("SELECT DISTINCT amends_entry_id FROM entry") if row[0]]
+    for first_id in first_ids:
+        cost, owed_to = 0, ""
+        for entry_id, amends, kind, price_id, change in connection.execute(
+            f"{query} amends_entry_id = ?1 ORDER BY entry_id", (first_id,)
+        ).fetchall():
+            before, owed_before, cost = cost, owed_to, cost + change
+            owed_to = supplier(price_id, is_machine=machines.get(price_id, False))
+            expected = merged([(f"expense:{kind}", change), (owed_before, before), (owed_to, -cost)])
+            found = connection.execute(
+                "SELECT name, amount_nano_usd FROM posting JOIN account USING (account_id) WHERE entry_id = ?",
+                (entry_id,),
+            )
+            if amends is not None and dict(found) != dict(expected):
+                yield f"entry {entry_id:,} is not posted as what it changes of entry {first_id:,}"
 
 
 _RECOMPUTED = (

@@ -34,7 +34,7 @@ class _Ticket(Generic[T]):
         connection.execute("SAVEPOINT job")
         try:
             self._value = self._job(connection)
-        except (sqlite3.Error, AhaError) as error:
+        except Exception as error:  # whatever it is, it is of this job alone
             self.error = error
             if not connection.in_transaction:  # a full disk has undone everybody's
                 raise
@@ -45,9 +45,9 @@ class _Ticket(Generic[T]):
         """What the job returned, or its error."""
         if self.error is None:
             return self._value
-        if isinstance(self.error, AhaError):
-            raise self.error
-        raise LedgerError(explain(location, self.error)) from self.error
+        if isinstance(self.error, sqlite3.Error) or not isinstance(self.error, Exception):
+            raise LedgerError(explain(location, self.error)) from self.error
+        raise self.error
 
 
 class GroupWriter:
@@ -79,7 +79,7 @@ class GroupWriter:
         if not leads:
             self._wait(ticket)
         if not ticket.is_done:
-            self._lead()
+            self._lead(ticket)
         return ticket.result(self._location)
 
     def read(self, job: Callable[[sqlite3.Connection], T]) -> T:
@@ -103,11 +103,13 @@ class GroupWriter:
                 self._pass_on()
             raise
 
-    def _lead(self) -> None:
+    def _lead(self, ticket: _Ticket[T]) -> None:
         try:
             with self._using:
                 self._commit_waiting()
         finally:
+            with self._queue:  # Ctrl-C before its turn: a thread that has gone must not be handed the lead
+                self._waiting = [other for other in self._waiting if other is not ticket]
             self._pass_on()
 
     def _pass_on(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations, groupby, pairwise
+from itertools import groupby, islice, pairwise
 from typing import Any, TypeVar
 
 from aha.cost.currency import NANO_PER_USD, ExchangeRate, moment_words, to_integer
@@ -218,7 +218,7 @@ def _checked(book: Book, *, file: str) -> Book:
         for row in _closed(list(rows), file=file)
     )
     for _, group in groupby(tokens, key=lambda row: row.name):
-        for first, second in combinations(group, 2):
+        for first, second in _together(list(group)):
             if _contradict(first, second):
                 raise ConfigError(
                     f"{file}: token prices {first.price_id!r} and {second.price_id!r} overlap: one name, tier and "
@@ -257,12 +257,20 @@ def _closed(rows: list[Dated], *, file: str) -> list[Dated]:
     return rows
 
 
+def _together(rows: list[TokenPrice]) -> Iterator[tuple[TokenPrice, TokenPrice]]:
+    """Every two rows that hold at one moment. Without the others, a history of thousands of prices is read at once."""
+    rows.sort(key=lambda row: row.effective_from)
+    for index, first in enumerate(rows):
+        for second in islice(rows, index + 1, None):
+            if first.effective_to is not None and first.effective_to <= second.effective_from:
+                break
+            yield first, second
+
+
 def _contradict(first: TokenPrice, second: TokenPrice) -> bool:
-    """Whether both are the price of the same request at some moment. A row with hours goes before one without."""
+    """Whether two that hold at one moment are the price of the same request. Hours go before the rest of the day."""
     if first.tier != second.tier or (first.hours is None) != (second.hours is None):
         return False
     if first.hours is not None and second.hours is not None and not first.hours.overlaps(second.hours):
         return False
-    early, late = sorted((first, second), key=lambda row: row.effective_from)
-    is_together = early.effective_to is None or early.effective_to > late.effective_from
-    return is_together and first.shares(second)
+    return first.shares(second)

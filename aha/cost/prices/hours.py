@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from itertools import pairwise
 
 from aha.errors import ConfigError
@@ -46,16 +47,17 @@ class Hours:
 
     def overlaps(self, other: Hours) -> bool:
         """Whether some minute of an ordinary week lies in both; days excepted are not looked at."""
-        return any(
-            start < other_end and other_start < end
-            for start, end in self._week_spans()
-            for other_start, other_end in other._week_spans()
-        )
+        return bool(self._minutes & other._minutes)
 
     def words(self) -> str:
         """E.g. "mon-fri 01:00-04:00 06:00-10:00"."""
         spans = " ".join(f"{_clock(start)}-{_clock(end)}" for start, end in self.spans)
         return spans if len(self.weekdays) == 7 else f"{_days(self.weekdays)} {spans}"
+
+    @cached_property
+    def _minutes(self) -> int:
+        """A bit for each minute of the week: a book may hold a thousand windows, and each is held against each."""
+        return sum(((1 << (end - start)) - 1) << start for start, end in self._week_spans())
 
     def _begins_on(self, day: date) -> bool:
         return day.weekday() in self.weekdays and day not in self.except_days

@@ -58,6 +58,8 @@ LETTER_DATE = date(2025, 1, 31)
 """The month in which R1 and o1 were compared: the day on which bills look up the two APIs."""
 
 MAX_USER_FILE_BYTES = 1_000_000
+MAX_USER_LINE_CHARS = 1000
+"""The standard library takes quadratic time over one key of many dots: a minute for 100 kB of them in a line."""
 
 
 def machine_price(name: str, *, on: date | datetime) -> MachinePrice:
@@ -269,6 +271,8 @@ def _user_book(path: Path, stamp: tuple[int, ...]) -> Book:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+    if any(len(line) > MAX_USER_LINE_CHARS for line in text.split("\n")):
+        raise ConfigError(f"{path}: a line may have {MAX_USER_LINE_CHARS:,} characters; write a list on several lines")
     return read_book(text, file=str(path), after=_package_book(), confidence="user")
 
 

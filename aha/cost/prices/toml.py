@@ -41,13 +41,13 @@ class Table:
     def flag(self, key: str) -> bool:
         value = self._value(key, None)
         if not isinstance(value, bool):
-            raise ConfigError(f"{key} must be true or false, got {value!r:.40}")
+            raise ConfigError(f"{key} must be true or false, got {_shown(value)}")
         return value
 
     def count(self, key: str) -> int | None:
         value = self._table.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 10**12):
-            raise ConfigError(f"{key} must be a whole number above 0, got {value!r:.40}")
+            raise ConfigError(f"{key} must be a whole number above 0, got {_shown(value)}")
         return value
 
     def amount(self, key: str) -> Decimal | None:
@@ -55,7 +55,7 @@ class Table:
             return None
         value = self._table[key]
         if not isinstance(value, str):
-            raise ConfigError(f"{key} must be text, so that it is exact, e.g. '0.55'; got {value!r:.40}")
+            raise ConfigError(f"{key} must be text, so that it is exact, e.g. '0.55'; got {_shown(value)}")
         try:
             return read_amount(value)
         except ConfigError as error:
@@ -82,7 +82,7 @@ class Table:
     def day(self, key: str) -> date:
         value = self._value(key, None)
         if not _is_day(value):
-            raise ConfigError(f"{key} must be a day, e.g. 2026-10-01 without quotes; got {value!r:.40}")
+            raise ConfigError(f"{key} must be a day, e.g. 2026-10-01 without quotes; got {_shown(value)}")
         assert isinstance(value, date)
         return value
 
@@ -150,6 +150,14 @@ class Table:
         if key not in self._table and default is None:
             raise ConfigError(f"{key} is missing")
         return self._table.get(key, default)
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value; a hexadecimal number of thousands of digits has no decimal form to show."""
+    try:
+        return repr(value)[:40]
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _is_day(value: object) -> bool:
