@@ -46,11 +46,13 @@ def written(path: Path) -> Path:
 
 
 def test_ledger_that_is_not_there_yet_is_one_friendly_line(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    for arguments in ("", "--verify", "--by run --csv"):
+    for arguments in ("", "--verify"):
         said = run(arguments)
         assert said.code == 0
         assert said.out == f"no ledger yet at {tmp_path}/ledger.db: the first aha train, eval or serve begins it\n"
-    assert json.loads(run("--json").out)["total"] is None
+    found = json.loads(run("--by run --json").out)
+    assert (found["by"], found["groups"], found["total"]["cost_nano_usd"]) == ("run", [], 0)
+    assert run("--by run --csv").out.startswith("run,num_entries,")
     assert not (tmp_path / "ledger.db").exists()
 
 
@@ -171,3 +173,9 @@ def test_summary_of_one_moment_adds_up_while_others_write(path: Path) -> None:
             groups, total, _ = ledger.summary(LedgerFilter(), by="kind")
             assert sum(group.num_entries for group in groups.values()) == total.num_entries
         writer.join()
+
+
+def test_label_that_a_spreadsheet_would_compute_is_text_in_csv(run, written: Path) -> None:  # type: ignore[no-untyped-def]
+    with Ledger.open(written) as ledger:
+        ledger.record(machine_row(5, run_id="=1+1"))
+    assert "\n'=1+1," in run("--by run --csv").out

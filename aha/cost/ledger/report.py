@@ -54,7 +54,7 @@ def answer_ledger(question: LedgerQuestion, *, path: Path | None = None) -> str:
     """
     path = path or default_ledger_path()
     if not path.exists():
-        return _nothing_yet(path, form=question.form)
+        return _answer_nothing(question, path=path)
     price = read_price(question.at, on=question.at_on) if question.at else None
     with Ledger.open(path) as ledger:
         if price is not None and question.books == "corrections":
@@ -75,7 +75,7 @@ def verify_ledger(*, path: Path | None = None) -> tuple[list[str], str]:
     """
     path = path or default_ledger_path()
     if not path.exists():
-        return [], _nothing_yet(path, form="text")
+        return [], _nothing_yet(path)
     findings = [f"damaged file: {problem}"] if (problem := _upgrade(path)) else []
     if not findings:
         # Read only: nothing is mended, and nothing recovered, before it has been looked at.
@@ -143,9 +143,14 @@ def _read_day_or_moment(text: str, *, option: str) -> date | datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _nothing_yet(path: Path, *, form: Form) -> str:
-    if form == "json":
-        return json.dumps({"format": FORMAT, "ledger": str(path), "groups": [], "total": None}, indent=1)
+def _answer_nothing(question: LedgerQuestion, *, path: Path) -> str:
+    """To a script what an empty ledger would say."""
+    if question.form == "json":
+        return json.dumps(_to_json(question, {}, _EMPTY, repriced=None, path=path), indent=1)
+    return _to_csv(question, {}, repriced=None) if question.form == "csv" else _nothing_yet(path)
+
+
+def _nothing_yet(path: Path) -> str:
     return f"no ledger yet at {path}: the first aha train, eval or serve begins it"
 
 
@@ -217,7 +222,9 @@ def _to_csv(question: LedgerQuestion, groups: Mapping[str, LedgerTotals], *, rep
     rows = []
     for name, totals in groups.items():
         group = _group(repriced, name)
-        rows.append({question.by: name, **_numbers(totals), **(_at_numbers(group) if group else {})})
+        # A label such as =1+1 would be computed by a spreadsheet.
+        label = f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+        rows.append({question.by: label, **_numbers(totals), **(_at_numbers(group) if group else {})})
     out = io.StringIO()
     head = [question.by, *_numbers(_EMPTY), *(_at_numbers(RepricedGroup()) if repriced else {})]
     writer = csv.DictWriter(out, head, lineterminator="\n")
