@@ -266,7 +266,7 @@ def test_ledger_brings_speed_price_and_lengths(aha: Aha, tmp_path: Path) -> None
     ("arguments", "parts"),
     [
         (f"{THEN}", ["what training costs is not known", "--training-usd"]),
-        (f"some-model {THEN}", ["input tokens are not known", "--input-tokens"]),
+        (f"some-model {THEN}", ["input tokens are not known", "'some-model' is no run here", "--input-tokens"]),
         (f"m {THEN} --input-tokens 1 --output-tokens 1", ["--tokens-per-second", "--gpu h200"]),
         (f"m {THEN} --input-tokens 1 --output-tokens 1 --tokens-per-second 5/5", ["--price"]),
         (f"m {THEN} --input-tokens 1 --output-tokens 1 --tokens-per-second 5", ["IN/OUT", "'5'"]),
@@ -290,6 +290,11 @@ def test_ledger_brings_speed_price_and_lengths(aha: Aha, tmp_path: Path) -> None
         (f"{GIVEN} {THEN} --overhead 0.5", ["overhead is a factor of at least 1"]),
         (f"{GIVEN} {THEN} --max-utilisation 0", ["max_utilisation must be above 0"]),
         (f"{GIVEN} {THEN} --gpus -1", ["--gpus"]),
+        (f"{GIVEN} {THEN} --accepted nan", ["--accepted is of a prediction", "--gpu h200"]),
+        (f"{GIVEN} {THEN} --user-speed 50", ["--user-speed is of a prediction"]),
+        (f"{GIVEN} {THEN} --assume memory=2", ["--assume is of a prediction"]),
+        (f"{GIVEN} {THEN} --run nobody", ["--run names a server", "--measured"]),
+        (f"{GIVEN} --against OpenAI-O1 --on 2025-01-31", ["did you mean 'openai-o1'?"]),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_a_line(aha: Aha, arguments: str, parts: list[str]) -> None:

@@ -81,10 +81,13 @@ def breakeven(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train or call? When owning a model pays for itself against each API, and what would change the answer."""
+    from aha.errors import ConfigError
     from aha.estimate.breakeven.options import BreakEvenOptions
     from aha.estimate.breakeven.rate import RateOptions
     from aha.estimate.breakeven.text import run_break_even
 
+    if run and not measured:
+        raise ConfigError("--run names a server in the ledger: add --measured, or leave it out")
     options = BreakEvenOptions(
         model=model,
         against=against or (),

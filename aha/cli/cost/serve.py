@@ -55,6 +55,9 @@ def serve(
     modes = [mode for mode, is_asked in flags.items() if is_asked]
     if len(modes) > 1:
         raise ConfigError(f"choose one of {', '.join(f'--{mode}' for mode in modes)}")
+    idle = [option for option, text in {"--run": run, "--since": since, "--until": until}.items() if text]
+    if idle and not measured:
+        raise ConfigError(f"{idle[0]} chooses among the ledger's requests: add --measured, or leave it out")
     question = ServingQuestion(
         mode=modes[0] if modes else "predicted",
         model=model,

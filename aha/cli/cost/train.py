@@ -29,7 +29,7 @@ def train(
         str, typer.Option(help='Such as "tensor=8,pipeline=16,data=64"; left out, the fastest that fits.')
     ] = "",
     price: Annotated[str, typer.Option(help="Of a GPU hour: a name in the price book, or dollars.")] = "",
-    overhead: Annotated[float, typer.Option(min=0, help="Paid over it, as a factor; 1.35 is a common guess.")] = 1.0,
+    overhead: Annotated[float, typer.Option(help="Paid over it, as a factor; 1.35 is a common guess.")] = 1.0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="An assumption, NAME=NUMBER; repeatable.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Print public runs next to their estimates instead.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
