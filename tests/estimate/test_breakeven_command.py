@@ -126,6 +126,14 @@ def test_the_cheapest_api_is_the_one_to_beat_and_each_has_its_row(aha: Aha) -> N
     assert found["apis"][1]["break_even_tokens"] == pytest.approx(500 / saved * 30.4375 * 10_000 * 2300)
 
 
+def test_columns_of_dollars_have_as_many_decimals_each(aha: Aha) -> None:
+    lines = aha(f"breakeven {GIVEN} --on 2026-11-25 --requests-per-day 100").out.split("\n\n")[1].splitlines()
+    figures = [re.findall(r"  (\d[\d,]*\.\d+)(?= )", line + " ") for line in lines[2:-1]]
+    assert len(figures) > 5
+    for column in zip(*(row[:5] for row in figures), strict=True):
+        assert len({len(figure.partition(".")[2]) for figure in column}) == 1, column
+
+
 def test_keys_for_scripts_are_those_of_the_page(aha: Aha) -> None:
     found = json.loads(aha(f"breakeven {GIVEN} {THEN} --requests-per-day 10000 --json").out)
     page = (Path(__file__).parents[2] / "docs" / "breakeven.md").read_text(encoding="utf-8")
