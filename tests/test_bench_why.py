@@ -42,6 +42,7 @@ def test_decoding_race_tells_what_a_token_leaves_in_the_cache() -> None:
     assert [row["ratio"] for row in cache] == [1.0, pytest.approx(3.2)]
 
 
+@pytest.mark.slow
 def test_critic_race_has_the_critic_only_where_it_is_asked_for() -> None:
     job = {"shape": "tiny", "num_sequences": 1, "length": 20, "rounds": 1}
     assert list(race_critic({**job, "side": "group"}).details["seconds"]) == ["GRPO's group"]

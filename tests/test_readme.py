@@ -24,14 +24,8 @@ SMALLER = ["prompts_per_step=1", "group_size=2", "max_tokens=8", "eval_problems=
 QUICK: dict[str, list[str]] = {
     "aha train countdown": ["train", "countdown", *SMALL],
     'aha chat runs/countdown "3 7 8 > 24"': ["chat", "runs/countdown", "3 7 8 > 24"],
-    "aha eval runs/countdown --task countdown --problems 200 --k 4": [
-        *("eval", "runs/countdown", "--task", "countdown", "--problems", "8", "--k", "4"),
-    ],
     "aha tasks": ["tasks"],
     "aha tasks countdown": ["tasks", "countdown"],
-    "aha tasks rg:chain_sum,max_terms=5": ["tasks", "rg:chain_sum,max_terms=5"],
-    "aha train r1_gpu --dry-run": ["train", "r1_gpu", "--dry-run"],
-    "aha train qwen2.5_1.5b --dry-run": ["train", "qwen2.5_1.5b", "--dry-run"],
     "aha models": ["models"],
     "aha models deepseek-ai/DeepSeek-R1": ["models", "deepseek-ai/DeepSeek-R1"],
     "aha cost breakeven runs/countdown --requests-per-day 10000": [
@@ -41,14 +35,20 @@ QUICK: dict[str, list[str]] = {
     "aha cost train DeepSeek-V3 --tokens 14.8T --gpu h800 --nodes 256": [
         *("cost", "train", "DeepSeek-V3", "--tokens", "14.8T", "--gpu", "h800", "--nodes", "256"),
     ],
-    "aha cost serve DeepSeek-R1 --gpu h200": ["cost", "serve", "DeepSeek-R1", "--gpu", "h200"],
-    "aha cost why": ["cost", "why"],
     "aha cost ledger --verify": ["cost", "ledger", "--verify"],
-    "aha cost page --out cost.html": ["cost", "page", "--out", "cost.html"],
 }
 """README command → what is run instead, in the order of the README."""
 
 SLOW: dict[str, list[str]] = {
+    "aha eval runs/countdown --task countdown --problems 200 --k 4": [
+        *("eval", "runs/countdown", "--task", "countdown", "--problems", "8", "--k", "4"),
+    ],
+    "aha tasks rg:chain_sum,max_terms=5": ["tasks", "rg:chain_sum,max_terms=5"],
+    "aha train r1_gpu --dry-run": ["train", "r1_gpu", "--dry-run"],
+    "aha train qwen2.5_1.5b --dry-run": ["train", "qwen2.5_1.5b", "--dry-run"],
+    "aha cost serve DeepSeek-R1 --gpu h200": ["cost", "serve", "DeepSeek-R1", "--gpu", "h200"],
+    "aha cost why": ["cost", "why"],
+    "aha cost page --out cost.html": ["cost", "page", "--out", "cost.html"],
     "aha models fetch smollm2": ["models", "fetch", "smollm2"],
     "aha train data.jsonl --verify number steps=50": [
         *("train", "data.jsonl", "--verify", "number", "steps=1", *SMALLER),

@@ -123,6 +123,7 @@ def spell(token_ids: Sequence[int]) -> str:
     return "".join(chr(ord("a") + token_id % 26) for token_id in token_ids)
 
 
+@pytest.mark.slow
 def test_stop_strings_end_a_completion_within_accepted_drafts(make_drafting_model: Any) -> None:
     model = make_drafting_model(num_mtp_layers=3, eos_token_ids=(), **DEEPSEEK_V3)
     free = SamplingParams(num_samples=2, temperature=0.3, max_tokens=40, seed=2)
@@ -257,6 +258,7 @@ def chi_square_excess(engine: Engine, *, sampling: SamplingParams, expected: Ten
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.6, 1.0), (1.3, 0.9)])
+@pytest.mark.slow
 def test_sampled_distribution_is_the_models(
     make_drafting_model: Any, monkeypatch: pytest.MonkeyPatch, temperature: float, top_p: float
 ) -> None:

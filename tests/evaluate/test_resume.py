@@ -279,6 +279,7 @@ def measure_tiny(out: Path) -> EvalResult:
     return evaluate("arithmetic", respond, num_problems=8, num_samples=4, model="tiny", out=out, sampling=sampling)
 
 
+@pytest.mark.slow
 def test_sigkill_of_a_real_engine_changes_no_text(tmp_path: Path) -> None:
     program = f"{inspect.getsource(measure_tiny)}\nmeasure_tiny(Path({str(tmp_path / 'cut')!r}))"
     imports = ("pathlib import Path", "aha.evaluate import EvalResult, evaluate", "aha.types import SamplingParams")

@@ -55,7 +55,8 @@ def test_both_config_dialects_read_the_same(case: str, tmp_path: Path) -> None:
     assert as_version_5.eos_token_ids == (2, 5)
 
 
-@pytest.mark.parametrize("case", CASES)
+# The reference takes seconds to load some; one of each family is enough for every day.
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if "_" in case else ()) for case in CASES])
 def test_our_save_reloads_in_the_reference_with_equal_logits(case: str, tmp_path: Path) -> None:
     make_reference(case, seed=2).save_pretrained(tmp_path / "theirs")
     model = load_model(tmp_path / "theirs", dtype="float32", device="cpu")

@@ -75,7 +75,9 @@ def spec_of(name: str, *, folder: Path) -> str:
     return f"{name}:{NEEDED[name](folder)}" if name in NEEDED else name
 
 
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "code" else ()) for name in sorted(TASKS)]
+)
 def test_shipped_task_pays_the_right_answer_and_no_cheat(name: str, tmp_path: Path) -> None:
     task = get_task(spec_of(name, folder=tmp_path))
     checked = self_check(task, num_problems=NUM_PROBLEMS.get(name, 32))
@@ -327,6 +329,7 @@ def test_problems_in_both_splits_are_not_blamed_on_the_score(tmp_path: Path) -> 
         self_check(get_task(str(path))).refuse_if_failing()
 
 
+@pytest.mark.slow
 def test_tests_of_a_program_are_no_right_answer_to_it(tmp_path: Path) -> None:
     tests = [{"call": "add(1, 2)", "returns": 3}, {"call": "add(2, 2)", "returns": 4}]
     rows = [{"prompt": f"Add {split}.", "answer": tests, "split": split} for split in ("train", "test")]

@@ -270,6 +270,7 @@ def test_stage_that_starts_from_the_base_again_gets_an_adapter_run_merged(tmp_pa
 
 
 @pytest.mark.parametrize("method", ["sequences", "on_policy"])
+@pytest.mark.slow
 def test_previous_stage_teaches_with_its_adapter_a_student_that_begins_anew(
     tmp_path: Path, base: Path, method: str
 ) -> None:

@@ -260,6 +260,7 @@ def test_dry_run_plans_a_sparse_model_that_nobody_could_download() -> None:
     assert "use a smaller model" in text
 
 
+@pytest.mark.slow
 def test_dry_run_counts_the_evaluation_after_every_stage_and_adds_the_stages_up() -> None:
     text = dry_run("v3_tiny", overrides=["stage.rl.eval_every=20"])
     assert "stage pretraining: countdown on v3_tiny from scratch" in text

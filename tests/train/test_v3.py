@@ -49,6 +49,7 @@ def biases(model: Transformer) -> list[torch.Tensor]:
     return [gate.selection_bias for gate in gates_of(model)]
 
 
+@pytest.mark.slow
 def test_the_five_stages_of_r1_raise_the_score_of_a_v3(run: Any) -> None:
     folder = run(COLD, {**RL, "kl_coef": 0.05}, REJECTED, AGAIN, LAST)
     before, after = rows(folder, "eval")[0], rows(folder, "eval")[-1]
@@ -63,6 +64,7 @@ def test_the_five_stages_of_r1_raise_the_score_of_a_v3(run: Any) -> None:
     assert all(bias.abs().max() > 0 for bias in biases(trained)), "the biases were moved, and saved"
 
 
+@pytest.mark.slow
 def test_student_follows_a_v3(run: Any) -> None:
     folder = run(COLD, FOLLOWED)
     steps = [row for row in rows(folder, "step") if "divergence" in row]
@@ -72,6 +74,7 @@ def test_student_follows_a_v3(run: Any) -> None:
     assert all("expert_load_cv" in step for step in steps)
 
 
+@pytest.mark.slow
 def test_adapters_train_and_leave_the_biases_where_they_are(run: Any, v3_folder: Path) -> None:
     folder = run({**COLD, "steps": 10, "learning_rate": 1e-3}, {**RL, "kl_coef": 0.05}, lora_rank=4)
     losses = [row["loss"] for row in rows(folder, "step") if "mtp_loss" in row]
