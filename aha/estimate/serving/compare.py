@@ -90,8 +90,8 @@ def compare(
     Args:
         on: the day of the prices, or the moment.
         prompt_tokens: of one request: some prices hold for short prompts only, or for long ones.
-        names: of the price book; none takes the two newest models of every provider whose price surely holds, at all hours, and o1's and R1's
-            prices of January 2025.
+        names: of the price book; none takes the two newest models of every provider whose price surely holds, at all
+            hours, and o1's and R1's prices of January 2025.
 
     Raises:
         ConfigError: a name that the price book does not have, or not at that time.
