@@ -103,6 +103,12 @@ def test_name_of_what_is_past_is_left_out_rather_than_written_over_a_line() -> N
     assert place([replace(names[0], rank=0)], frame=frame, lines=lines)
 
 
+def test_day_axis_of_eight_thousand_years_has_few_ticks() -> None:
+    ticks = day_axis(date(2024, 7, 1), last=date.max, num_ticks=9).ticks
+    assert 2 <= len(ticks) <= 9
+    assert all(tick.is_major for tick in ticks)
+
+
 def test_day_axis_of_one_day_does_not_divide_by_nothing() -> None:
     assert day_axis(date(2025, 2, 1), last=date(2025, 2, 1), num_ticks=5).share(date(2025, 2, 1).toordinal()) == 0.0
 

@@ -96,6 +96,8 @@ def day_axis(first: date, *, last: date, num_ticks: int, months: Sequence[str] =
         kept = [(year, month) for year, month in firsts if (month - 1) % step == 0]
         if len(kept) <= num_ticks:
             break
+    else:
+        kept = kept[:: math.ceil(len(kept) / num_ticks)]
     ticks = tuple(
         Tick(
             value=date(year, month, 1).toordinal(),
