@@ -44,7 +44,9 @@ class RequestError(AhaError):
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
     """The message for a name that is not among its choices, with the nearest one first."""
     known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=1)
+    # Capitals say nothing of how near a name is: OpenAI-O1 means openai-o1.
+    by_lower = {choice.lower(): choice for choice in known}
+    near = [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, n=1)]
     if near:
         return f"unknown {kind} {name!r}; did you mean {near[0]!r}? Choose from: {', '.join(known)}"
     return f"unknown {kind} {name!r}; choose from: {', '.join(known)}"

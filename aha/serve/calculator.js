@@ -151,7 +151,7 @@ async function fillApis(wanted = section("d-api").value) {
   const known = prices.find((price) => price.price_id === wanted || price.name === wanted);
   // A price that is not of that day is kept: the server says what is wrong with it.
   if (wanted && wanted !== CUSTOM && !known) rows.push([wanted, wanted]);
-  const chosen = known?.price_id || wanted || prices[0]?.price_id || CUSTOM;
+  const chosen = known?.price_id || wanted || (prices.find((price) => !price.may_have_ended) ?? prices[0])?.price_id || CUSTOM;
   section("d-api").replaceChildren(...options([...rows, [CUSTOM, say("api-custom")]], chosen));
 }
 

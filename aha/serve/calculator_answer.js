@@ -79,7 +79,7 @@ function table({ caption, head, rows }) {
   return el(
     "div",
     { class: "block scroll", tabindex: "0", role: "region", "aria-label": caption },
-    el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, ...line(head, "th"))), el("tbody", {}, ...body)),
+    el("table", { class: `columns-${head.length}` }, el("caption", {}, caption), el("thead", {}, el("tr", {}, ...line(head, "th"))), el("tbody", {}, ...body)),
   );
 }
 
@@ -204,13 +204,21 @@ function flipsTable({ flips }) {
   return table({ caption: say("flips"), head, rows });
 }
 
+/** The dollars of one column with as many decimals each: two digits of the least, and cents. */
+function evenUsd(values) {
+  const least = Math.min(1, ...values.filter((value) => value > 0));
+  const decimals = Math.min(9, Math.max(2, 1 - Math.floor(Math.log10(least))));
+  return number({ style: "currency", currency: "USD", currencyDisplay: "narrowSymbol", minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+}
+
 function comparedTable({ compared, sides }) {
   const own = { price_id: null, usd_per_thousand_requests: sides.own.usd_per_thousand_requests, times_own: 1 };
+  const dollars = evenUsd([...compared, own].map((row) => row.usd_per_thousand_requests));
   const rows = [...compared, own].map((row) => ({
     class: row.price_id === null || row.price_id === sides.api.price_id ? "chosen" : undefined,
     cells: [
       row.price_id === null ? say("own-model", { model: sides.own.name }) : apiName(row),
-      figure(usd(row.usd_per_thousand_requests)),
+      figure(dollars(row.usd_per_thousand_requests)),
       figure(times(row.times_own)),
     ],
   }));
@@ -295,7 +303,7 @@ export function showTraining(answer) {
 export function showPrices(answer) {
   const rows = answer.prices.map((price) => ({
     cells: [
-      apiName(price),
+      { text: apiName(price), under: price.may_have_ended ? say("may-have-ended") : undefined },
       ...[price.usd_per_million_input, price.usd_per_million_cached, price.usd_per_million_output].map((v) => figure(usd(v))),
       figure(times(price.times_cheapest_output)),
       { text: say(price.is_open_weight ? "open" : "closed"), class: "short" },
@@ -306,9 +314,9 @@ export function showPrices(answer) {
   const rents = answer.machine_hours.map((price) => ({
     cells: [price.gpu, figure(usd(price.usd_per_hour)), since(price)],
   }));
-  const first = answer.prices[0];
-  const last = answer.prices.at(-1);
-  const values = { on: day(answer.on), few: first && apiName(first), many: last && apiName(last), times: small(last?.times_cheapest_output) };
+  const sold = answer.prices.filter((price) => !price.may_have_ended && !price.prompt_tokens_above);
+  const [first, last] = sold.length > 1 ? [sold[0], sold.at(-1)] : [answer.prices[0], answer.prices.at(-1)];
+  const values = { on: day(answer.on), few: first && apiName(first), many: last && apiName(last), times: small(last && last.usd_per_million_output / first.usd_per_million_output) };
   const blocks = [table({ caption: say("token-prices"), head, rows })];
   if (rents.length) blocks.push(table({ caption: say("gpu-prices"), head: [say("gpu"), figure(say("head-hour")), say("since")], rows: rents }));
   const verdict = rows.length > 1 ? sentence(say("prices-verdict", values), say("prices-verdict-why")) : [say(rows.length ? "prices-one" : "prices-none", values)];

@@ -17,6 +17,7 @@ from aha.cost.prices import (
     prices_on,
     token_price,
 )
+from aha.cost.prices.compare import is_vouched_for
 from aha.errors import AhaError, RequestError, unknown_name
 from aha.estimate.dense_shape import SHAPE_SOURCE, dense_shape
 from aha.estimate.hardware import GPU, find_gpu, gpus
@@ -64,13 +65,14 @@ def answer_choices() -> dict[str, Any]:
 
 
 def answer_prices(question: PricesQuestion) -> dict[str, Any]:
-    """Token and GPU prices of a day; with names to compare, how many times dearer each is than the cheapest."""
+    """Token and GPU prices of a day; and how many times dearer each is than the cheapest that is surely sold."""
     held = prices_on(question.on)
     if question.compare:
         with blaming("compare"):
             held = tuple(token_price(name, on=question.on) for name in question.compare)
-    rows = [price_row(price) for price in held]
-    cheapest = min((row["usd_per_million_output"] for row in rows), default=0)
+    rows = [{**price_row(price), "may_have_ended": not is_vouched_for(price, on=question.on)} for price in held]
+    sold = [row for row in rows if not row["may_have_ended"]] or rows
+    cheapest = min((row["usd_per_million_output"] for row in sold), default=0)
     for row in rows:
         row["times_cheapest_output"] = row["usd_per_million_output"] / cheapest if cheapest else None
     rows.sort(key=lambda row: (row["usd_per_million_output"], row["price_id"]))

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any, NamedTuple
 
 from aha.cost.prices import TokenPrice, custom_token_price, prices_on, token_price
+from aha.cost.prices.compare import is_vouched_for
 from aha.errors import RequestError
 from aha.estimate.breakeven import ApiRate, BreakEven, Owning, Workload, finite
 from aha.estimate.breakeven.answer import Answer, answer_break_even
@@ -239,7 +240,10 @@ def _compare(case: BreakEven, *, chosen: TokenPrice, on: date) -> list[dict[str,
     At one and the same token counts, and whatever is right of the answers: pass@1 is known of one API only.
     """
     prompt = int(case.work.input_tokens)
-    prices = [price for price in prices_on(on) if price.takes(prompt) and price.price_id != chosen.price_id]
+    prices = [
+        price for price in prices_on(on)
+        if price.takes(prompt) and price.price_id != chosen.price_id and is_vouched_for(price, on=on)
+    ]  # fmt: skip
     per_request = _own_usd_per_request(case)
     rows = []
     for price in (chosen, *prices):

@@ -23,7 +23,9 @@ def _read_quantity(given: Any) -> Any:
     """ "14.8T", "7B" and "10,000" as numbers, like the command line; anything else is left to pydantic."""
     if not isinstance(given, str) or len(given) > 30:
         return given
-    found = re.fullmatch(r"\s*([0-9][0-9,_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,3})?)\s*([kKmMbBtT]?)\s*", given, re.ASCII)
+    # Commas between thousands only: "14,8T", as half of Europe writes 14.8T, must not become 148T.
+    digits = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,3})?"
+    found = re.fullmatch(rf"\s*({digits})\s*([kKmMbBtT]?)\s*", given, re.ASCII)
     return float(re.sub("[,_]", "", found[1])) * _UNITS[found[2].lower()] if found else given
 
 

@@ -71,6 +71,17 @@ def test_every_key_that_is_printed_is_described(
         assert f"`{key}`" in PAGE or f"`{key}[]`" in PAGE, key
 
 
+def test_verdict_on_the_books_is_json_where_it_is_asked(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_some(path)
+    assert call("aha cost ledger --verify --json", monkeypatch) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["is_consistent"], printed["findings"]) == (True, [])
+    assert not [key for key in printed if f"`{key}`" not in PAGE and f"`{key}[]`" not in PAGE]
+    assert call("aha cost ledger --verify --csv", monkeypatch) == 2
+
+
 def test_every_column_is_described(path: Path) -> None:
     write_some(path)
     connection = sqlite3.connect(path)

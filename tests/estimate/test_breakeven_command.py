@@ -126,6 +126,14 @@ def test_the_cheapest_api_is_the_one_to_beat_and_each_has_its_row(aha: Aha) -> N
     assert found["apis"][1]["break_even_tokens"] == pytest.approx(500 / saved * 30.4375 * 10_000 * 2300)
 
 
+def test_columns_of_dollars_have_as_many_decimals_each(aha: Aha) -> None:
+    lines = aha(f"breakeven {GIVEN} --on 2026-11-25 --requests-per-day 100").out.split("\n\n")[1].splitlines()
+    figures = [re.findall(r"  (\d[\d,]*\.\d+)(?= )", line + " ") for line in lines[2:-1]]
+    assert len(figures) > 5
+    for column in zip(*(row[:5] for row in figures), strict=True):
+        assert len({len(figure.partition(".")[2]) for figure in column}) == 1, column
+
+
 def test_keys_for_scripts_are_those_of_the_page(aha: Aha) -> None:
     found = json.loads(aha(f"breakeven {GIVEN} {THEN} --requests-per-day 10000 --json").out)
     page = (Path(__file__).parents[2] / "docs" / "breakeven.md").read_text(encoding="utf-8")
@@ -266,7 +274,7 @@ def test_ledger_brings_speed_price_and_lengths(aha: Aha, tmp_path: Path) -> None
     ("arguments", "parts"),
     [
         (f"{THEN}", ["what training costs is not known", "--training-usd"]),
-        (f"some-model {THEN}", ["input tokens are not known", "--input-tokens"]),
+        (f"some-model {THEN}", ["input tokens are not known", "'some-model' is no run here", "--input-tokens"]),
         (f"m {THEN} --input-tokens 1 --output-tokens 1", ["--tokens-per-second", "--gpu h200"]),
         (f"m {THEN} --input-tokens 1 --output-tokens 1 --tokens-per-second 5/5", ["--price"]),
         (f"m {THEN} --input-tokens 1 --output-tokens 1 --tokens-per-second 5", ["IN/OUT", "'5'"]),
@@ -290,6 +298,11 @@ def test_ledger_brings_speed_price_and_lengths(aha: Aha, tmp_path: Path) -> None
         (f"{GIVEN} {THEN} --overhead 0.5", ["overhead is a factor of at least 1"]),
         (f"{GIVEN} {THEN} --max-utilisation 0", ["max_utilisation must be above 0"]),
         (f"{GIVEN} {THEN} --gpus -1", ["--gpus"]),
+        (f"{GIVEN} {THEN} --accepted nan", ["--accepted is of a prediction", "--gpu h200"]),
+        (f"{GIVEN} {THEN} --user-speed 50", ["--user-speed is of a prediction"]),
+        (f"{GIVEN} {THEN} --assume memory=2", ["--assume is of a prediction"]),
+        (f"{GIVEN} {THEN} --run nobody", ["--run names a server", "--measured"]),
+        (f"{GIVEN} --against OpenAI-O1 --on 2025-01-31", ["did you mean 'openai-o1'?"]),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_a_line(aha: Aha, arguments: str, parts: list[str]) -> None:

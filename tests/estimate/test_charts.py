@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import date
 from itertools import combinations, pairwise
 
@@ -32,6 +33,7 @@ from aha.estimate.charts import (
     place_names,
     stack,
     text_width,
+    thinned,
 )
 
 
@@ -84,6 +86,27 @@ def test_day_axis_has_quarters_and_names_years() -> None:
     assert [tick.text for tick in axis.ticks] == ["Apr", "Jul", "Oct", "2026", "Apr", "Jul", "Oct"]
     assert axis.share(date(2025, 1, 20).toordinal()) == 0.0
     assert axis.share(date(2026, 11, 25).toordinal() + 1) == 1.0
+
+
+def test_ticks_without_room_are_thinned_evenly_and_years_stay() -> None:
+    ticks = day_axis(date(2024, 9, 1), last=date(2026, 11, 25), num_ticks=9).ticks
+    kept = thinned(ticks, fits=lambda kept: len(kept) <= 4)
+    assert [tick.text for tick in kept] == ["2025", "Jul", "2026", "Jul"]
+    assert thinned(ticks, fits=lambda kept: True) == ticks
+    assert not thinned(ticks, fits=lambda kept: False)
+
+
+def test_name_of_what_is_past_is_left_out_rather_than_written_over_a_line() -> None:
+    frame, lines = Box(0.0, 0.0, 60.0, 14.0), [Box(0.0, 6.0, 60.0, 8.0)]
+    names = [Name(text="past", x=2.0, y=7.0, style="main", rank=1)]
+    assert not place(names, frame=frame, lines=lines)
+    assert place([replace(names[0], rank=0)], frame=frame, lines=lines)
+
+
+def test_day_axis_of_eight_thousand_years_has_few_ticks() -> None:
+    ticks = day_axis(date(2024, 7, 1), last=date.max, num_ticks=9).ticks
+    assert 2 <= len(ticks) <= 9
+    assert all(tick.is_major for tick in ticks)
 
 
 def test_day_axis_of_one_day_does_not_divide_by_nothing() -> None:

@@ -25,6 +25,7 @@ from aha.errors import DataError
 from aha.estimate.charts import Box, text_width
 from aha.estimate.page import CostPage, make_page
 from aha.estimate.page.picture import raw
+from aha.estimate.page.spread import end_of, spread_over_time
 from aha.estimate.page.words import LANGUAGES, Words, digits, dollars, price_text, tick_dollars, times
 from aha.evaluate import EvalResult
 from aha.report.words import visible
@@ -233,6 +234,10 @@ def test_no_text_covers_another_or_is_cut_off_and_the_page_is_small(day: date, e
                     assert box.left >= -1, f"{picture.key}: {text!r}"
                     assert box.right <= width + 1, f"{picture.key}: {text!r}"
                     assert 0 <= box.top < box.bottom <= height + 2, f"{picture.key}: {text!r}"
+
+
+def test_last_day_of_the_calendar_has_an_end() -> None:
+    assert spread_over_time(until=date.max)[0].start.date() < end_of(date.max).date() == date.max
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

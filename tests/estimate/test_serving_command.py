@@ -182,3 +182,19 @@ def test_two_modes_at_once_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: 
         cli.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == "aha: choose one of --published, --check\n"
+
+
+def test_option_of_the_ledger_is_refused_where_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["aha", "cost", "serve", "tiny", "--gpu", "h100", "--since", "yesterday"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "--since chooses among the ledger's requests: add --measured" in capsys.readouterr().err
+
+
+def test_prices_that_may_have_ended_do_not_stand_among_those_of_the_day() -> None:
+    shown = {row["name"] for row in ask(on="2026-11-25")["comparisons"]}
+    assert not shown & {"groq-llama-3-70b", "google-gemini-2.5-pro"}
+    assert {"openai-o1", "deepseek-r1", "openai-gpt-6.2-sol"} <= shown

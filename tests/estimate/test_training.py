@@ -299,7 +299,9 @@ def test_amounts_are_read_as_people_write_them(text: str, amount: float) -> None
     assert parse_amount(text, field="--tokens") == pytest.approx(amount)
 
 
-@pytest.mark.parametrize("text", ["abc", "", "-5", "0", "1e400", "nan", "inf", "1T5", "9" * 40, "٣T", "1.2.3"])
+@pytest.mark.parametrize(
+    "text", ["abc", "", "-5", "0", "1e400", "nan", "inf", "1T5", "9" * 40, "٣T", "1.2.3", "14,8T", "1,0000"]
+)
 def test_amount_that_is_none_is_refused_with_its_field(text: str) -> None:
     with pytest.raises(ConfigError, match="--tokens"):
         parse_amount(text, field="--tokens")
@@ -318,6 +320,9 @@ QUESTION = TrainingQuestion(model="Llama-3.1-8B", tokens="1B", gpus=("h100",), n
         ({"model": ""}, "say which model"),
         ({"model": "no-such-model"}, "unknown model 'no-such-model'"),
         ({"tokens": ""}, "say how long to train"),
+        ({"tokens": "", "gpus": (), "num_gpus": 0}, "say how long to train"),
+        ({"overhead": float("inf")}, "--overhead is a factor from 1 to 100"),
+        ({"overhead": 0.0}, "--overhead is a factor from 1 to 100"),
         ({"steps": "5"}, "say how long to train"),
         ({"tokens": "", "steps": "5"}, "--steps needs --batch"),
         ({"tokens": "many"}, "--tokens needs a number such as 14.8T"),

@@ -91,6 +91,21 @@ def test_all_prices_of_a_day_come_cheapest_output_first(client: TestClient) -> N
     assert any(hour["name"] == "h800-hour" and hour["usd_per_hour"] == 2.0 for hour in found["machine_hours"])
 
 
+def test_price_that_may_have_ended_is_marked_and_sets_no_ratio(client: TestClient) -> None:
+    rows = answer(client, "prices", on="2026-11-25")["prices"]
+    stale = {row["name"] for row in rows if row["may_have_ended"]}
+    assert "openai-gpt-4-32k" in stale
+    assert min(row["times_cheapest_output"] for row in rows if not row["may_have_ended"]) == 1.0
+    compared = answer(client, "decision", on="2026-11-25", gpu="h100", api="openai-gpt-6-luna")["compared"]
+    assert not stale & {row["name"] for row in compared}
+
+
+@pytest.mark.parametrize(("given", "is_read"), [("14.8T", True), ("10,000", True), ("14,8T", False)])
+def test_comma_stands_between_thousands_only(client: TestClient, given: str, is_read: bool) -> None:
+    response = ask(client, "training", {**TRAINING, "tokens": given})
+    assert response.status_code == (200 if is_read else 400), response.text
+
+
 def test_training_answers_with_the_documented_keys_and_terms_that_add_up(client: TestClient) -> None:
     found = answer(client, "training")
     assert {"gpu_hours", "wall_hours", "cost_usd", "flops_per_token", "mfu"} <= set(found)

@@ -44,29 +44,39 @@ def breakeven(
     tokens_per_second: Annotated[
         str, typer.Option(metavar="IN/OUT", help="How fast a replica reads and writes; IN/CACHED/OUT where known.")
     ] = "",
-    price: Annotated[str, typer.Option(help="Of one GPU an hour: dollars, or a name such as h100-hour.")] = "",
+    price: Annotated[
+        str, typer.Option(help="Price of one GPU for an hour: dollars, or a name such as h100-hour.")
+    ] = "",
     gpu: Annotated[str, typer.Option(help="Predict the speed on these, such as h200, from the model's shape.")] = "",
-    gpus: Annotated[int, typer.Option(help="Of a replica; 0 is 1, or for a prediction the cheapest that fits.")] = 0,
+    gpus: Annotated[
+        int, typer.Option(help="GPUs of a replica; 0: one, or for a prediction the cheapest that fits.")
+    ] = 0,
     precision: Annotated[
         Literal["auto", "bfloat16", "float8"],
-        typer.Option(help="Of weights and cache, for a prediction; auto: weights as published, where the GPU can."),
+        typer.Option(
+            help="Number format of weights and cache, for a prediction; auto: weights as published, where the GPU can."
+        ),
     ] = "auto",
     user_speed: Annotated[float, typer.Option(help="Fewest tokens/s a user is to get, for a prediction.")] = 20.0,
     accepted: Annotated[float, typer.Option(help="Share of drafted tokens accepted, for a prediction.")] = 0.0,
     assume: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the roofline, for a prediction.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An assumption of aha cost serve, for a prediction.")
     ] = None,
     overhead: Annotated[float, typer.Option(help="Factor on the machines' price: storage, network, idle ones.")] = 1.35,
     measured: Annotated[
         bool, typer.Option("--measured", help="Speed, price and lengths by the ledger's requests.")
     ] = False,
-    run: Annotated[str, typer.Option(metavar="SERVER", help="Of --measured, e.g. 'serve tiny'; else all.")] = "",
+    run: Annotated[
+        str, typer.Option(metavar="SERVER", help="Which server's, for --measured, e.g. 'serve tiny'; else all.")
+    ] = "",
     training_usd: Annotated[float | None, typer.Option(help="Paid once; 0 for a model as it is.")] = None,
     engineering_usd: Annotated[float, typer.Option(help="Your time, paid once.")] = 0.0,
     requests_per_day: Annotated[float | None, typer.Option(help="The load; with pass@1, tasks to be solved.")] = None,
-    input_tokens: Annotated[float | None, typer.Option(help="Of a request's prompt, cached ones included.")] = None,
-    cached_tokens: Annotated[float | None, typer.Option(help="Part of them that lies in a cache.")] = None,
-    output_tokens: Annotated[float | None, typer.Option(help="Of an answer, thinking included.")] = None,
+    input_tokens: Annotated[
+        float | None, typer.Option(help="Tokens of a request's prompt, cached ones included.")
+    ] = None,
+    cached_tokens: Annotated[float | None, typer.Option(help="Part of the prompt that lies in a cache.")] = None,
+    output_tokens: Annotated[float | None, typer.Option(help="Tokens of an answer, thinking included.")] = None,
     api_output_ratio: Annotated[float, typer.Option(help="The API's output tokens for each of yours.")] = 1.0,
     pass_at_1_own: Annotated[str, typer.Option(help="Share of your answers that are right, or an evaluation.")] = "",
     pass_at_1_api: Annotated[str, typer.Option(help="The same of the API's.")] = "",
@@ -81,10 +91,13 @@ def breakeven(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train or call? When owning a model pays for itself against each API, and what would change the answer."""
+    from aha.errors import ConfigError
     from aha.estimate.breakeven.options import BreakEvenOptions
     from aha.estimate.breakeven.rate import RateOptions
     from aha.estimate.breakeven.text import run_break_even
 
+    if run and not measured:
+        raise ConfigError("--run names a server in the ledger: add --measured, or leave it out")
     options = BreakEvenOptions(
         model=model,
         against=against or (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 import typer
@@ -37,12 +38,13 @@ def ledger(
     from aha.cost.ledger import EntryKind, LedgerFilter
     from aha.cost.ledger.report import LedgerQuestion, answer_ledger, read_moment, verify_ledger
 
+    if as_csv and (as_json or verify):
+        raise ConfigError("--csv, --json and --verify --json are forms of one answer; give one of them")
     if verify:
         findings, said = verify_ledger()
-        print("\n".join([*findings, said]))
+        found = {"is_consistent": not findings, "findings": findings, "summary": said}
+        print(json.dumps(found, indent=1) if as_json else "\n".join([*findings, said]))
         raise typer.Exit(2 if findings else 0)
-    if as_csv and as_json:
-        raise ConfigError("--csv and --json are two forms of one answer; give one of them")
     if (correct or on) and not at:
         raise ConfigError(f"{'--correct' if correct else '--on'} is about another price; name it by --at PRICE")
     chosen = LedgerFilter(

@@ -40,9 +40,11 @@ def serve(
     on: Annotated[str, typer.Option(metavar="DATE", help="Day or moment of the prices; else now.")] = "",
     assume: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set an assumption.")] = None,
     measured: Annotated[bool, typer.Option("--measured", help="From the ledger's requests.")] = False,
-    run: Annotated[str, typer.Option(metavar="SERVER", help="Of --measured, e.g. 'serve tiny'; else all.")] = "",
-    since: Annotated[str, typer.Option(metavar="MOMENT", help="Of --measured.")] = "",
-    until: Annotated[str, typer.Option(metavar="MOMENT", help="Of --measured.")] = "",
+    run: Annotated[
+        str, typer.Option(metavar="SERVER", help="Which server's, for --measured, e.g. 'serve tiny'; else all.")
+    ] = "",
+    since: Annotated[str, typer.Option(metavar="MOMENT", help="Requests from then on, for --measured.")] = "",
+    until: Annotated[str, typer.Option(metavar="MOMENT", help="Requests before then, for --measured.")] = "",
     published: Annotated[bool, typer.Option("--published", help="DeepSeek's inference day, recomputed.")] = False,
     check: Annotated[bool, typer.Option("--check", help="The roofline against published throughputs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
@@ -55,6 +57,9 @@ def serve(
     modes = [mode for mode, is_asked in flags.items() if is_asked]
     if len(modes) > 1:
         raise ConfigError(f"choose one of {', '.join(f'--{mode}' for mode in modes)}")
+    idle = [option for option, text in {"--run": run, "--since": since, "--until": until}.items() if text]
+    if idle and not measured:
+        raise ConfigError(f"{idle[0]} chooses among the ledger's requests: add --measured, or leave it out")
     question = ServingQuestion(
         mode=modes[0] if modes else "predicted",
         model=model,

@@ -13,7 +13,7 @@ EPILOG = "Example: aha cost solved runs/countdown scores/o1 --reprice deepseek-r
 
 def solved(
     evaluations: Annotated[
-        list[str], typer.Argument(metavar="EVAL|RUN...", help="Results, folders of aha eval --out, or runs.")
+        list[str], typer.Argument(metavar="EVAL|RUN", help="Results, folders of aha eval --out, or runs.")
     ],
     reprice: Annotated[
         list[str] | None,

@@ -166,7 +166,7 @@ def _read_workload(
     for name, typed, known_amount in zip(("input", "cached", "output"), given, found, strict=True):
         amount = known_amount if typed is None else typed
         if amount is None:
-            where = "the run's bill does not count them" if run else "a run with its closing evaluation may bring them"
+            where = "the run's bill does not count them" if run else _no_run(options.model)
             raise ConfigError(f"a request's {name} tokens are not known ({where}); give --{name}-tokens")
         amounts[f"{name}_tokens"] = amount
         words = "given" if typed is not None else "none given" if name == "cached" and not totals else source
@@ -178,6 +178,11 @@ def _read_workload(
     shown = "not known" if demand is None else f"{demand:,.0f} a day"
     rows.append(Assumption("requests", shown, "not given" if demand is None else "given", "--requests-per-day"))
     return Workload(**amounts, requests_per_day=demand), rows
+
+
+def _no_run(model: str) -> str:
+    brings = "a run with its closing evaluation brings them"
+    return f"{model[:80]!r} is no run here; {brings}" if model else brings
 
 
 @dataclass(frozen=True, kw_only=True)

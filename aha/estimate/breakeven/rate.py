@@ -21,6 +21,9 @@ from aha.estimate.serving.measured import MeasuredServing, measure_serving
 from aha.estimate.shape import find_shape
 
 MAX_GPUS = 100_000
+_PREDICTION = {
+    "--precision": "precision", "--user-speed": "user_tokens_per_second", "--accepted": "accepted", "--assume": "assume"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ def read_rate(
     """
     if not 0 <= options.num_gpus <= MAX_GPUS:
         raise ConfigError(f"--gpus must be from 0 to {MAX_GPUS:,}, got {options.num_gpus}")
+    _refuse_idle(options)
     if measured:
         return _by_ledger(measured)
     if options.tokens_per_second and options.gpu:
@@ -94,6 +98,16 @@ def read_rate(
         "how fast your model serves is not known: give --tokens-per-second IN/OUT of a replica with --price, "
         "or --gpu h200 to predict it"
     )
+
+
+def _refuse_idle(options: RateOptions) -> None:
+    """An option of a prediction where nothing is predicted would be dropped without a word."""
+    idle = [
+        option for option, field in _PREDICTION.items()
+        if getattr(options, field) != getattr(RateOptions(), field) and not options.gpu
+    ]  # fmt: skip
+    if idle:
+        raise ConfigError(f"{idle[0]} is of a prediction: add --gpu, such as --gpu h200, or leave it out")
 
 
 def _by_ledger(measured: MeasuredServing) -> tuple[ServingRate, list[Assumption]]:

@@ -22,6 +22,7 @@ CLOSE = math.log(1.2)
 ROOFLINE = "roofline: "
 MOST_SHOWN = 12
 """APIs in the table, the cheapest first."""
+MOST_DECIMALS = 9
 CLASSES: tuple[TokenClass, ...] = ("input", "cached", "output")
 
 
@@ -70,7 +71,9 @@ def _assumed(answer: Answer) -> list[str]:
 def _left_out(answer: Answer) -> list[str]:
     rest = answer.cases[MOST_SHOWN:]
     wins = sum(case.verdict == "own" for case in rest)
-    return [f"  and {len(rest)} dearer ones; owning wins against {wins} of them (--json has all)"] if rest else []
+    is_open = any(case.verdict == "unclear" for case in rest)
+    won = "" if is_open else f"; owning wins against {wins} of them"
+    return [f"  and {len(rest)} dearer ones{won} (--json has all)"] if rest else []
 
 
 def _second_thoughts(answer: Answer) -> list[str]:
@@ -98,6 +101,8 @@ def _second_thoughts(answer: Answer) -> list[str]:
     if close and case.verdict != "unclear":
         nearest = min(close, key=lambda flip: abs(math.log(flip.factor or 1.0)))
         lines.append(f"A close call: it turns at x{nearest.factor:.3g} of one assumption, {nearest.assumption}.")
+    if case.owning.pass_at_1 == case.api.pass_at_1 == 1:
+        lines.append("Both are taken to be equally good: --pass-at-1-own and --pass-at-1-api compare solved tasks.")
     if not case.owning.engineering_usd:
         lines.append("Your time is not counted: --engineering-usd.")
     return lines
@@ -110,33 +115,56 @@ def _cases(answer: Answer) -> list[list[str]]:
         "$/M in",
         "cached",
         "out",
-        f"$ per 1,000 {what}s",
+        f"$/1,000 {what}s",
         "$ a month",
         "owning pays back",
         "after tokens",
         "verdict",
     ]
-    return [head, *(_api_row(case) for case in answer.cases[:MOST_SHOWN]), _own_row(answer.deciding)]
+    cases = answer.cases[:MOST_SHOWN]
+    rows = [*([case.api.name] for case in cases), [_own_name(answer.deciding)]]
+    amounts = [*(_api_amounts(case) for case in cases), _own_amounts(answer.deciding)]
+    for row, *shown in zip(rows, *(_even(column) for column in zip(*amounts, strict=True)), strict=True):
+        row += shown
+    for row, case in zip(rows, cases, strict=False):
+        row += [_pays_back(case), _count(case.break_even_tokens), case.verdict]
+    return [head, *rows[:-1], [*rows[-1], "", "", ""]]
 
 
-def _api_row(case: BreakEven) -> list[str]:
+def _api_amounts(case: BreakEven) -> list[float | None]:
+    """Dollars: a million tokens of each class, 1,000 tasks, a month."""
     api = case.api
     per_million = (api.usd_per_million_input, api.usd_per_million_cached, api.usd_per_million_output)
-    costs = [per_thousand(case.api_usd_per_task), _dollars(case.api_usd_per_month)]
-    back = [_pays_back(case), _count(case.break_even_tokens)]
-    return [api.name, *(f"{usd:,.4g}" for usd in per_million), *costs, *back, case.verdict]
+    return [*per_million, _thousand(case.api_usd_per_task), finite(case.api_usd_per_month)]
 
 
-def _own_row(case: BreakEven) -> list[str]:
-    """As busy as the load makes the replicas; as busy as they may be where the load is not known."""
+def _own_amounts(case: BreakEven) -> list[float | None]:
+    """The same; as busy as the load makes the replicas, or as they may be where the load is not known."""
+    busy = _busy(case)
+    per_million = [case.owning.rate.usd_per_million(kind, utilisation=busy) if busy else None for kind in CLASSES]
+    return [*per_million, _thousand(case.own_usd_per_task), finite(case.own_usd_per_month)]
+
+
+def _own_name(case: BreakEven) -> str:
     own = case.owning
-    busy = own.max_utilisation if case.utilisation is None else case.utilisation
-    per_million = [own.rate.usd_per_million(kind, utilisation=busy) if busy else None for kind in CLASSES]
-    costs = [per_thousand(case.own_usd_per_task), _dollars(case.own_usd_per_month)]
     count = own.num_replicas(case.work)
     replicas = "" if own.pay == "second" else f"{count:,} replica{'s' if count > 1 else ''}, "
-    shown = ["–" if usd is None else f"{usd:,.4g}" for usd in per_million]
-    return [f"your own ({replicas}{_share(busy)} busy)", *shown, *costs, "", "", ""]
+    return f"your own ({replicas}{_share(_busy(case))} busy)"
+
+
+def _busy(case: BreakEven) -> float:
+    return case.owning.max_utilisation if case.utilisation is None else case.utilisation
+
+
+def _thousand(usd_per_task: float | None) -> float | None:
+    return None if usd_per_task is None else finite(1000 * usd_per_task)
+
+
+def _even(amounts: Sequence[float | None]) -> list[str]:
+    """One column of dollars, all with as many decimals: two digits of the least, and cents."""
+    least = min((amount for amount in amounts if amount), default=1.0)
+    decimals = min(MOST_DECIMALS, max(2, 1 - math.floor(math.log10(least))))
+    return ["–" if amount is None else f"{amount:,.{decimals}f}" for amount in amounts]
 
 
 def _flips(flips: Sequence[Flip]) -> list[list[str]]:

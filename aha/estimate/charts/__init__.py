@@ -1,6 +1,6 @@
 """Charts of money as inline SVG, for a desk and for a phone. Colours come from the page's style sheet."""
 
-from aha.estimate.charts.axes import Axis, Format, Tick, day_axis, linear_axis, log_axis
+from aha.estimate.charts.axes import Axis, Format, Tick, day_axis, linear_axis, log_axis, thinned
 from aha.estimate.charts.labels import Box, Name, Placed, place, text_width
 from aha.estimate.charts.plane import (
     DESK,
@@ -45,4 +45,5 @@ __all__ = [
     "place_names",
     "stack",
     "text_width",
+    "thinned",
 ]

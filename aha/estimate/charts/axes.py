@@ -20,6 +20,18 @@ class Tick:
 
     value: float
     text: str
+    is_major: bool = False
+    """Kept where there is no room for all: a year among its months."""
+
+
+def thinned(ticks: Sequence[Tick], *, fits: Callable[[Sequence[Tick]], bool]) -> Sequence[Tick]:
+    """All ticks where they fit, else every second, third, … of them, with as many of the major ones as there can be."""
+    for step in range(1, len(ticks) + 1):
+        ways = [ticks[first::step] for first in range(step)]
+        for kept in sorted(ways, key=lambda way: -sum(tick.is_major for tick in way)):
+            if fits(kept):
+                return kept
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +84,26 @@ def linear_axis(values: Sequence[float], *, show: Format, title: str = "", num_t
     return Axis(kind="linear", lowest=marks[0], highest=marks[-1], ticks=ticks, title=title)
 
 
-def day_axis(first: date, *, last: date, num_ticks: int) -> Axis:
+def day_axis(first: date, *, last: date, num_ticks: int, months: Sequence[str] = MONTHS) -> Axis:
     """Days as their ordinals, to the end of the last; ticks on the first of a month, quarter, half year or year."""
     first_day, last_day = first.toordinal(), last.toordinal() + 1
-    months = [
+    firsts = [
         (year, month) for year in range(first.year, last.year + 1) for month in range(1, 13)
         if first_day <= date(year, month, 1).toordinal() <= last_day
     ]  # fmt: skip
     kept: list[tuple[int, int]] = []
     for step in (1, 3, 6, 12):
-        kept = [(year, month) for year, month in months if (month - 1) % step == 0]
+        kept = [(year, month) for year, month in firsts if (month - 1) % step == 0]
         if len(kept) <= num_ticks:
             break
+    else:
+        kept = kept[:: math.ceil(len(kept) / num_ticks)]
     ticks = tuple(
-        Tick(value=date(year, month, 1).toordinal(), text=str(year) if month == 1 else MONTHS[month - 1])
+        Tick(
+            value=date(year, month, 1).toordinal(),
+            text=str(year) if month == 1 else months[month - 1],
+            is_major=month == 1,
+        )
         for year, month in kept
     )
     return Axis(kind="linear", lowest=first_day, highest=last_day, ticks=ticks)

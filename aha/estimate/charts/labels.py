@@ -46,7 +46,7 @@ class Name:
     y: float
     style: str
     rank: int = 0
-    """Lower ones choose first."""
+    """Lower ones choose first; one above 0 is left out rather than written over a line."""
     side: Literal["around", "edge"] = "around"
     """Edge: in the column to the right of the frame, for what goes on to the last day."""
 
@@ -79,7 +79,7 @@ def place(names: Sequence[Name], *, frame: Box, taken: Sequence[Box] = (), lines
     Args:
         frame: what no name may leave; names of the edge stand in a column at its right end.
         taken: what no name may cover: marks, words.
-        lines: what a name covers only where there is no other place near: it has a halo.
+        lines: what a name covers only where there is no other place near, and its rank is 0 or lower: it has a halo.
     """
     placed = _column([name for name in names if name.side == "edge"], frame=frame)
     full = [*taken, *(done.box for done in placed)]
@@ -88,7 +88,10 @@ def place(names: Sequence[Name], *, frame: Box, taken: Sequence[Box] = (), lines
             continue
         free = [box for box in _candidates(name) if frame.holds(box) and not _meets(box, full)]
         if free:
-            box = next((box for box in free if not _meets(box, lines)), free[0])
+            clear = [box for box in free if not _meets(box, lines)]
+            if not clear and name.rank > 0:
+                continue
+            box = (clear or free)[0]
             placed.append(Placed(name=name, box=box))
             full.append(Box(box.left - APART, box.top, box.right + APART, box.bottom))
     return placed

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from markupsafe import Markup
 
-from aha.estimate.charts.axes import Axis
+from aha.estimate.charts.axes import Axis, Tick, thinned
 from aha.estimate.charts.labels import GAP, LEAD, LINE, Box, Name, Placed, place, text_width
 from aha.report.plot import draw, write_text
 
@@ -102,6 +102,7 @@ def draw_plane(plane: Plane, *, title: str, size: Size) -> Markup:
     parts += [_band(band, plane, frame) for band in plane.bands]
     parts += [_level(level, plane, frame) for level in plane.levels]
     parts += [_curve(curve, plane, frame) for curve in plane.curves]
+    parts += [_level_words(level, plane, frame) for level in plane.levels]  # over the lines: they have a halo
     names = place_names(plane, size=size)
     parts += [_leader(placed) for placed in names if placed.is_far]
     parts += [_dot(dot, plane, frame) for dot in plane.dots]
@@ -179,13 +180,13 @@ def _grid(plane: Plane, frame: Box) -> Markup:
         parts.append(write_text(tick.text, x=frame.left - 6.0, y=y + 3.5, style="tick end"))
     if plane.y.title:
         parts.append(write_text(plane.y.title, x=0.0, y=9.0, style="tick"))
-    end = -1.0
-    for tick in plane.x.ticks:
-        x = _place(Spot(tick.value, plane.y.lowest), plane, frame).x
-        half = text_width(tick.text) / 2
-        if x - half < end + 2.0 and end >= 0:
-            continue  # two ticks that would run into each other say less than one
-        end = x + half
+
+    def apart(ticks: Sequence[Tick]) -> bool:
+        ends = [(_x(tick, plane, frame), text_width(tick.text) / 2) for tick in ticks]
+        return all(x + half + 2.0 <= next_x - next_half for (x, half), (next_x, next_half) in pairwise(ends))
+
+    for tick in thinned(plane.x.ticks, fits=apart):
+        x = _x(tick, plane, frame)
         parts.append(
             Markup('<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
                 frame.bottom, frame.bottom + 4.0, x=x
@@ -196,6 +197,10 @@ def _grid(plane: Plane, frame: Box) -> Markup:
         middle = (frame.left + frame.right) / 2
         parts.append(write_text(plane.x.title, x=middle, y=frame.bottom + 29.0, style="tick middle"))
     return Markup("").join(parts)
+
+
+def _x(tick: Tick, plane: Plane, frame: Box) -> float:
+    return _place(Spot(tick.value, plane.y.lowest), plane, frame).x
 
 
 def _steps(spots: Sequence[Spot]) -> list[Spot]:
@@ -227,10 +232,14 @@ def _band(band: Band, plane: Plane, frame: Box) -> Markup:
 
 def _level(level: Level, plane: Plane, frame: Box) -> Markup:
     y = _place(Spot(plane.x.lowest, level.y), plane, frame).y
-    line = Markup('<line class="level" x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
+    return Markup('<line class="level" x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
         frame.left, frame.right, y=y
     )
-    return line + write_text(level.label, x=frame.left + 4.0, y=y - 4.0, style="tick halo")
+
+
+def _level_words(level: Level, plane: Plane, frame: Box) -> Markup:
+    y = _place(Spot(plane.x.lowest, level.y), plane, frame).y
+    return write_text(level.label, x=frame.left + 4.0, y=y - 4.0, style="tick halo")
 
 
 def _dot(dot: Dot, plane: Plane, frame: Box) -> Markup:

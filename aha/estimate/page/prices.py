@@ -24,6 +24,8 @@ from aha.estimate.page.words import Words, price_text, tick_dollars, times
 
 LETTER_PAIR = ("openai-o1", "deepseek-r1")
 """Whose prices made the news in January 2025."""
+LETTER_RANK = -(10**6)
+"""Of their names: before all others."""
 NUM_DAY_TICKS = 9
 FIRST_MOMENT = datetime(2024, 7, 1, tzinfo=UTC)
 """Drawings begin half a year before R1; the table has what is older."""
@@ -96,7 +98,12 @@ def _history_drawing(
         dots += [_history_dot(words, stretch, amount=amount, style=style) for stretch in own if stretch.start >= first]
     values = [usd_per_million(amount(stretch.price)) for stretch in drawn]
     plane = Plane(
-        x=day_axis(max(first, min(stretch.start for stretch in drawn)).date(), last=day, num_ticks=NUM_DAY_TICKS),
+        x=day_axis(
+            max(first, min(stretch.start for stretch in drawn)).date(),
+            last=day,
+            num_ticks=NUM_DAY_TICKS,
+            months=words.months,
+        ),
         y=log_axis(values, show=tick_dollars, title=words(f"axis_{kind}")),
         curves=tuple(curves),
         dots=tuple(dots),
@@ -119,6 +126,8 @@ def _history_curves(
     if fresh:
         # What is sold on the day is named first, and of what is not the latest.
         rank = (day - fresh[-1][1].date()).days * 1000 - round(fresh[-1][2])
+        if own[-1].price.name in LETTER_PAIR:
+            rank = LETTER_RANK
         curves += _step_curves(fresh, style=style, label=short_name(own[-1].price), rank=rank)
     return curves
 
@@ -206,13 +215,13 @@ def _spread_title(words: Words, days: Sequence[Spread]) -> str:
     now = words(
         "spread_now",
         day=words.day(last.end.date()),
-        dearest=times(last.dearest_ratio),
-        cheapest=times(last.cheapest_ratio),
+        dearest=words.times(last.dearest_ratio),
+        cheapest=words.times(last.cheapest_ratio),
     )
     letter = _letter()
     if letter is None:
         return now
-    return words("spread_title", ratio=times(letter.spot.y), now=now)
+    return words("spread_title", ratio=words.times(letter.spot.y), now=now)
 
 
 def _letter() -> Dot | None:
@@ -245,7 +254,7 @@ def _ends_drawing(words: Words, spreads: Sequence[Spread], *, day: date) -> Draw
             values += usd
         bands += [Band(lower=tuple(low), upper=tuple(high), style=style) for low, high in zip(*pieces, strict=True)]
     plane = Plane(
-        x=day_axis(spreads[0].start.date(), last=day, num_ticks=NUM_DAY_TICKS),
+        x=day_axis(spreads[0].start.date(), last=day, num_ticks=NUM_DAY_TICKS, months=words.months),
         y=log_axis(values, show=tick_dollars, title=words("axis_output")),
         bands=tuple(bands),
         curves=tuple(curves),
@@ -258,11 +267,11 @@ def _ratio_drawing(words: Words, spreads: Sequence[Spread], *, day: date) -> Dra
     for end, style in (("dearest", CLOSED), ("cheapest", OPEN)):
         ratios: list[float] = [getattr(spread, f"{end}_ratio") for spread in spreads]
         steps = [(spread.start, spread.end, ratio) for spread, ratio in zip(spreads, ratios, strict=True)]
-        curves += _step_curves(steps, style=style, label=f"{words(f'label_{end}')} {times(ratios[-1])}", rank=-1)
+        curves += _step_curves(steps, style=style, label=f"{words(f'label_{end}')} {words.times(ratios[-1])}", rank=-1)
         values += ratios
     letter = _letter()
     plane = Plane(
-        x=day_axis(spreads[0].start.date(), last=day, num_ticks=NUM_DAY_TICKS),
+        x=day_axis(spreads[0].start.date(), last=day, num_ticks=NUM_DAY_TICKS, months=words.months),
         y=log_axis([*values, *([letter.spot.y] if letter else [])], show=lambda value: f"{value:g}×"),
         curves=tuple(curves),
         dots=(letter,) if letter else (),

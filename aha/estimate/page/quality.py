@@ -13,7 +13,7 @@ from aha.estimate.page.picture import Cell, Column, Drawing, Form, Gap, Picture,
 from aha.estimate.page.prices import CLOSED, NEITHER, OPEN, source_words
 from aha.estimate.page.published import BENCHMARKS, Score, scores
 from aha.estimate.page.spread import blended_usd_per_million
-from aha.estimate.page.words import Words, digits, percent, points, price_text, tick_dollars, times
+from aha.estimate.page.words import Words, digits, percent, points, price_text, tick_dollars
 from aha.evaluate import Entry
 
 MAX_NAME = 28
@@ -158,7 +158,7 @@ def _quality_title(words: Words, rows: Sequence[PricedScore]) -> str:
         closed=theirs.score.model,
         closed_score=points(theirs.score.scores[key]),
         closed_usd=price_text(theirs.usd or 0.0),
-        ratio=times((theirs.usd or 0.0) / (ours.usd or 1.0)),
+        ratio=words.times((theirs.usd or 0.0) / (ours.usd or 1.0)),
     )
 
 

@@ -71,7 +71,7 @@ def series_name(price: TokenPrice) -> str:
 
 def end_of(day: date) -> datetime:
     """The last moment of a day in UTC."""
-    return datetime.combine(day + timedelta(days=1), time(), tzinfo=UTC) - timedelta(seconds=1)
+    return datetime.combine(day, time(23, 59, 59), tzinfo=UTC)
 
 
 def day_number(moment: datetime) -> float:

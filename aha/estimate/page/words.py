@@ -10,6 +10,8 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
+from aha.estimate.charts.axes import MONTHS as SHORT_MONTHS
+
 Language = Literal["en", "ja"]
 LANGUAGES: tuple[Language, ...] = ("en", "ja")
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
@@ -31,6 +33,15 @@ class Words:
         if self.language == "ja":
             return f"{day.year}年{day.month}月{day.day}日"
         return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
+
+    def times(self, ratio: float) -> str:
+        """27.4×, 27.4倍."""
+        return times(ratio).replace("×", "倍") if self.language == "ja" else times(ratio)
+
+    @property
+    def months(self) -> tuple[str, ...]:
+        """The months of an axis."""
+        return tuple(f"{month}月" for month in range(1, 13)) if self.language == "ja" else SHORT_MONTHS
 
 
 @cache

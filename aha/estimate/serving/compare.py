@@ -8,6 +8,7 @@ from datetime import date, datetime
 from typing import Any
 
 from aha.cost.prices import LETTER_DATE, NANO_PER_USD, TokenPrice, prices_on, token_price
+from aha.cost.prices.compare import is_vouched_for
 from aha.estimate.serving.rate import ServingRate
 
 LETTER_NAMES = ("openai-o1", "deepseek-r1")
@@ -89,8 +90,8 @@ def compare(
     Args:
         on: the day of the prices, or the moment.
         prompt_tokens: of one request: some prices hold for short prompts only, or for long ones.
-        names: of the price book; none takes the two newest models of every provider, at all hours, and o1's and R1's
-            prices of January 2025.
+        names: of the price book; none takes the two newest models of every provider whose price surely holds, at all
+            hours, and o1's and R1's prices of January 2025.
 
     Raises:
         ConfigError: a name that the price book does not have, or not at that time.
@@ -114,7 +115,7 @@ def compare(
 def _newest(on: date | datetime, *, prompt_tokens: int) -> list[TokenPrice]:
     """The prices of the models of each provider whose price is the newest."""
     day = on.date() if isinstance(on, datetime) else on
-    prices = [price for price in prices_on(day) if price.takes(prompt_tokens)]
+    prices = [price for price in prices_on(day) if price.takes(prompt_tokens) and is_vouched_for(price, on=day)]
     since: dict[tuple[str, str], datetime] = {}
     for price in prices:
         key = (price.provider, price.name)

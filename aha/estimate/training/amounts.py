@@ -7,7 +7,9 @@ import re
 from aha.errors import ConfigError
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-_AMOUNT = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?\s*([KMBT]?)", re.IGNORECASE)
+# Commas between thousands only: "14,8T", as half of Europe writes 14.8T, must not become 148T.
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]*)?|\.[0-9]+"
+_AMOUNT = re.compile(rf"({_DIGITS})(e[+-]?[0-9]{{1,3}})?\s*([KMBT]?)", re.IGNORECASE)
 MAX_AMOUNT = 1e18
 
 

@@ -20,6 +20,7 @@ from aha.estimate.training.public_runs_table import check_to_list, show_check
 from aha.estimate.training.table import show_bill
 
 Form = Literal["text", "json"]
+MAX_OVERHEAD = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,11 @@ def answer(question: TrainingQuestion, *, form: Form) -> str:
         raise ConfigError("give --gpus or --nodes, not both")
     if question.deadline_days and (question.num_gpus or question.num_nodes):
         raise ConfigError("--deadline finds how many GPUs it takes: leave --gpus and --nodes out")
+    if not 1 <= question.overhead <= MAX_OVERHEAD:
+        raise ConfigError(
+            f"--overhead is a factor from 1 to {MAX_OVERHEAD} on the price of an hour, got {question.overhead:g}"
+        )
+    assert question.num_tokens > 0  # asked for once, before every GPU of a table says that it is missing
     shape = find_shape(question.model)
     for name in question.gpus:
         find_gpu(name)
