@@ -105,6 +105,15 @@ def test_first_line_is_the_verdict(aha: Aha) -> None:
     assert first["--requests-per-day 0"] == "use the API (deepseek-r1): without requests nothing pays back"
 
 
+def test_narrow_terminal_leaves_out_what_can_be_had_elsewhere(aha: Aha, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = f"breakeven {GIVEN} {THEN} --requests-per-day 100"
+    assert "after tokens" in aha(asked).out.split("What would turn it over")[0]
+    monkeypatch.setenv("COLUMNS", "90")
+    lines = aha(asked).out.partition("\n\n")[2].splitlines()
+    assert "after tokens" not in "\n".join(lines).split("What would turn it over")[0]
+    assert max(map(len, lines)) <= 112
+
+
 def test_never_is_said_plainly(aha: Aha) -> None:
     # 800/9000 + 1500/2500 = 0.689 busy seconds of $2 an hour are $0.383 per 1,000 requests.
     ran = aha(f"breakeven {GIVEN} --against 0.01/0.1 --requests-per-day 1e6")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import textwrap
 from collections.abc import Sequence
 
@@ -16,7 +17,10 @@ from aha.estimate.serving import TokenClass
 from aha.report.words import usd, visible
 
 WIDTH = 140
-"""Columns of text, where what is shown can be wrapped."""
+"""Columns of text, where the terminal has as many."""
+PER_MILLION = slice(1, 4)
+AFTER_TOKENS = -2
+"""Columns of the first table that a narrow terminal does without: `aha cost prices` and --json have them."""
 CLOSE = math.log(1.2)
 """Less than a fifth off is less than what a prediction may be off."""
 ROOFLINE = "roofline: "
@@ -29,27 +33,46 @@ CLASSES: tuple[TokenClass, ...] = ("input", "cached", "output")
 def run_break_even(options: BreakEvenOptions, *, form: Form) -> str:
     """What `aha cost breakeven` prints. Raises AhaError as `ask_break_even` does."""
     answer = ask_break_even(options)
-    return json.dumps(answer.to_dict(), indent=1) if form == "json" else describe(answer)
+    return json.dumps(answer.to_dict(), indent=1) if form == "json" else describe(answer, width=_columns())
 
 
-def describe(answer: Answer) -> str:
+def _columns() -> int:
+    """Of the terminal; a pipe or a file has no width and gets all."""
+    return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
+def describe(answer: Answer, *, width: int) -> str:
     """The answer for people; its first line is the verdict."""
     flips = [*answer.flips()]
     parts = [
         [answer.headline, *_second_thoughts(answer)],
-        [f"{answer.model} against each API, prices of {answer.on}", *aligned(_cases(answer)), *_left_out(answer)],
+        [
+            f"{answer.model} against each API, prices of {answer.on}",
+            *_fitted(_cases(answer), width=width),
+            *_left_out(answer),
+        ],
         [
             "What would turn it over, all else as it is",
             *(aligned(_flips(flips)) if flips else ["  nothing within x1000"]),
         ],
         [f"Other assumptions, against {answer.deciding.api.name}", *aligned(_rows(answer))],
-        _outlook_lines(answer),
-        ["Assumed", *_assumed(answer)],
+        _outlook_lines(answer, width=width),
+        ["Assumed", *_assumed(answer, width=width)],
     ]
     return visible("\n\n".join("\n".join(part) for part in parts if part))
 
 
-def _assumed(answer: Answer) -> list[str]:
+def _fitted(rows: list[list[str]], *, width: int) -> list[str]:
+    """The table, without the columns that can be had elsewhere where there is no room for them."""
+    lines = aligned(rows)
+    if max(map(len, lines)) <= width:
+        return lines
+    for row in rows:
+        del row[AFTER_TOKENS], row[PER_MILLION]
+    return aligned(rows)
+
+
+def _assumed(answer: Answer, *, width: int) -> list[str]:
     """Three columns, and the source wrapped beside them; the roofline's values, of which there are many, in one row."""
     rooflines = [row for row in answer.assumptions if row.name.startswith(ROOFLINE)]
     rows = [row for row in answer.assumptions if row not in rooflines]
@@ -60,10 +83,14 @@ def _assumed(answer: Answer) -> list[str]:
         )
     heads = aligned([[row.name, row.value, row.option, "|"] for row in rows])
     indent = heads[0].index("|")
+    if width - indent < 30:
+        below = textwrap.TextWrapper(width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+        pairs = zip(heads, rows, strict=True)
+        return [line for head, row in pairs for line in (head[: indent - 1].rstrip(), *below.wrap(row.source))]
     lines = []
     for head, row in zip(heads, rows, strict=True):
         source = " ".join(row.source.split())
-        first, *rest = textwrap.wrap(source, max(WIDTH - indent, 30), break_on_hyphens=False) or [""]
+        first, *rest = textwrap.wrap(source, width - indent, break_on_hyphens=False) or [""]
         lines += [head[:indent] + first, *(" " * indent + line for line in rest)]
     return lines
 
@@ -185,7 +212,7 @@ def _rows(answer: Answer) -> list[list[str]]:
     return rows
 
 
-def _outlook_lines(answer: Answer) -> list[str]:
+def _outlook_lines(answer: Answer, *, width: int) -> list[str]:
     outlooks = answer.outlooks()
     if not outlooks:
         return []
@@ -193,13 +220,23 @@ def _outlook_lines(answer: Answer) -> list[str]:
     head = ["price a year", "elasticity", "requests a day", "API $ a month", "own $ in all", "API $ in all",
             "pays back", "verdict", ""]  # fmt: skip
     title = f"After {months} months, where prices fall and demand grows because they do (Jevons)"
-    return [title, *aligned([head, *(_outlook(outlook) for outlook in outlooks)])]
+    lines = aligned([head, *(_outlook(outlook) for outlook in outlooks)])
+    if max(map(len, lines)) <= width:
+        return [title, *lines]
+    lines = aligned([head[:-1], *(_outlook(outlook)[:-1] for outlook in outlooks)])
+    sources = dict.fromkeys(f"{_fall(outlook)}: {outlook.source}" for outlook in outlooks)
+    below = textwrap.TextWrapper(width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    return [title, *lines, *(line for source in sources for line in below.wrap(source))]
+
+
+def _fall(outlook: Outlook) -> str:
+    return f"{-outlook.fall_per_year:+.0%}" if outlook.fall_per_year else "0%"
 
 
 def _outlook(outlook: Outlook) -> list[str]:
     last = outlook.months[-1]
     return [
-        f"{-outlook.fall_per_year:+.0%}" if outlook.fall_per_year else "0%",
+        _fall(outlook),
         f"{outlook.elasticity:g}",
         f"{last.requests_per_day:,.0f}",
         _dollars(last.api_usd),
