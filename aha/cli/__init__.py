@@ -282,12 +282,28 @@ def serve(
         str, typer.Option(envvar="AHA_API_KEY", help="What callers must send; empty asks nothing.")
     ] = "",
     device: Device = "auto",
+    price: Annotated[
+        str, typer.Option(help="Of this machine for an hour: in the price book, or dollars.")
+    ] = "cpu-2core-hour",
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(metavar="API", help="Whose charge is told beside each answer's cost; may be given several times."),
+    ] = None,
     speculate: SpeculateOption = "auto",
 ) -> None:
     """Serve a model over an OpenAI-compatible API."""
     from aha.serve import run
 
-    run(model, host=host, port=port, api_key=api_key, device=device, speculation=speculate)
+    run(
+        model,
+        host=host,
+        port=port,
+        api_key=api_key,
+        device=device,
+        price=price,
+        apis=compare or (),
+        speculation=speculate,
+    )
 
 
 @app.command(epilog="Example: aha export runs/countdown --to hf countdown-model")

@@ -24,6 +24,7 @@ from aha.serve.asgi import (
     read_body,
 )
 from aha.serve.calculator import calculator_router
+from aha.serve.comparison import choose_apis
 from aha.serve.completions import PATH, ChatCompletions
 from aha.serve.engine_thread import MAX_PENDING, EngineThread
 from aha.serve.errors import ApiError, EngineUnavailableError
@@ -42,6 +43,7 @@ def create_app(
     api_keys: Sequence[str] = (),
     price: MachinePrice | None = None,
     ledger: Ledger | None = None,
+    apis: Sequence[str] = (),
     max_pending: int = MAX_PENDING,
 ) -> FastAPI:
     """An ASGI application that serves one model. From its start to its end the engine belongs to it.
@@ -52,12 +54,21 @@ def create_app(
         api_keys: any of them opens every path; with none, nothing is asked.
         price: of the machine; None is today's price of DEFAULT_PRICE.
         ledger: gets a row per request; None keeps no books.
+        apis: names in the price book whose charge stands beside each request's cost; none takes the cheapest and the
+            dearest closed model of the day.
         max_pending: completions under way beyond which requests get 429.
     """
     price = price or machine_price(DEFAULT_PRICE, on=datetime.now(UTC).date())
     thread = EngineThread(engine, max_pending=max_pending)
     device = device_words(engine.model.device)
-    meter = Meter(price, ledger=ledger, server_id=f"serve {model_name}", model=model_name, device=device)
+    meter = Meter(
+        price,
+        ledger=ledger,
+        server_id=f"serve {model_name}",
+        model=model_name,
+        device=device,
+        apis=choose_apis(apis, on=datetime.now(UTC)),
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -174,7 +174,9 @@ class Answer:
         # Shielded: a caller who leaves now does not take the entry along.
         await asyncio.shield(asyncio.wrap_future(self._book()))
         cost = self._meter.cost_nano_usd(self._job.engine_ns)
-        return usage_body(self._usage(), cost_nano_usd=cost, price_id=self._meter.price.price_id)
+        usage = self._usage()
+        listed = self._meter.listed_costs(usage)
+        return usage_body(usage, cost_nano_usd=cost, price_id=self._meter.price.price_id, listed=listed)
 
 
 class _Choice:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from aha.cost import Basis, EntryKind, Ledger, LedgerRow, MachinePrice
 from aha.cost.energy import EnergyMeter
 from aha.errors import AhaError
+from aha.serve.comparison import ListedCost, listed_costs
 from aha.types import Usage
 
 NS_PER_MS = 1_000_000
@@ -32,16 +35,25 @@ class Meter:
         server_id: what the ledger's rows name as the one who spent.
         model: that is served.
         device: it is served on.
+        apis: names in the price book whose charge is told beside a request's cost.
     """
 
     def __init__(
-        self, price: MachinePrice, *, ledger: Ledger | None, server_id: str, model: str = "", device: str = ""
+        self,
+        price: MachinePrice,
+        *,
+        ledger: Ledger | None,
+        server_id: str,
+        model: str = "",
+        device: str = "",
+        apis: Sequence[str] = (),
     ) -> None:
         self.price = price
         self._ledger = ledger
         self._server_id = server_id
         self._model = model
         self._device = device
+        self._apis = tuple(apis)
         self._energy = EnergyMeter()
         self._reading = threading.Lock()
         # Threads of their own: a locked database may take seconds, and no token of any other answer waits for it.
@@ -50,6 +62,10 @@ class Meter:
     def cost_nano_usd(self, engine_ns: int) -> int:
         """Nano-dollars for so many nanoseconds of the engine."""
         return self.price.cost_nano_usd(_wall_ms(engine_ns))
+
+    def listed_costs(self, usage: Usage) -> list[ListedCost]:
+        """What the APIs would have charged now for these tokens."""
+        return listed_costs(usage, apis=self._apis, on=datetime.now(UTC))
 
     def record(
         self, usage: Usage, *, engine_ns: int, path: str, request_id: str = "", weight_version: int | None = None

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aha.errors import RequestError
+from aha.serve.comparison import ListedCost
 from aha.types import FinishReason, Message, Picture, SamplingParams, Usage
 
 MAX_SAMPLES = 8
@@ -255,8 +256,16 @@ def _shorten(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def usage_body(usage: Usage, *, cost_nano_usd: int, price_id: str) -> dict[str, Any]:
-    """The `usage` of a response: tokens, and dollars as a decimal string so that no digit is lost."""
+def usage_body(usage: Usage, *, cost_nano_usd: int, price_id: str, listed: Sequence[ListedCost] = ()) -> dict[str, Any]:
+    """The `usage` of a response: tokens, and dollars as a decimal string so that no digit is lost.
+
+    Args:
+        listed: what APIs would have charged for these tokens.
+    """
+    compared = [
+        {"model": api.model, "usd": None if api.nano_usd is None else show_usd(api.nano_usd), "price_id": api.price_id}
+        for api in listed
+    ]
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -267,7 +276,12 @@ def usage_body(usage: Usage, *, cost_nano_usd: int, price_id: str) -> dict[str, 
             "accepted_prediction_tokens": usage.accepted_prediction_tokens,
             "rejected_prediction_tokens": usage.rejected_prediction_tokens,
         },
-        "cost": {"usd": show_usd(cost_nano_usd), "basis": "self_host_measured", "price_id": price_id},
+        "cost": {
+            "usd": show_usd(cost_nano_usd),
+            "basis": "self_host_measured",
+            "price_id": price_id,
+            "compare": compared,
+        },
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from aha.engine import Engine, Speculation
 from aha.models import load_model
 from aha.serve.app import DEFAULT_PRICE, create_app
 from aha.serve.calculator import PATH as CALCULATOR_PATH
+from aha.serve.comparison import choose_apis
 from aha.serve.listener import Server, bind, check_key, quiet_sigterm
 
 MAX_BATCH_SIZE = 64
@@ -33,6 +35,7 @@ def run(
     api_key: str = "",
     device: str = "auto",
     price: str = DEFAULT_PRICE,
+    apis: Sequence[str] = (),
     speculation: Speculation = "auto",
 ) -> None:
     """Serve what MODEL names until SIGTERM or Ctrl-C, then finish the answers under way.
@@ -43,6 +46,7 @@ def run(
         port: 0 takes a free one.
         api_key: what callers must send; "" asks nothing.
         price: name of the machine's hourly price, see `aha.cost.machine_price`.
+        apis: see `aha.serve.create_app`.
         speculation: see `aha.engine.Engine`.
 
     Raises:
@@ -50,6 +54,7 @@ def run(
         KeyboardInterrupt: after the last answer, if it was Ctrl-C that ended it.
     """
     hourly = machine_price(price, on=datetime.now(UTC).date())
+    compared = choose_apis(apis, on=datetime.now(UTC))  # before the model is loaded, since a name may be wrong
     check_key(api_key)
     # Before the model is loaded: a port that is taken should not cost a minute.
     with bind(host, port=port, has_key=bool(api_key)) as listener, Ledger.open(on_failure="memory") as ledger:
@@ -67,7 +72,7 @@ def run(
         )
         name = served_name(model)
         keys = (api_key,) if api_key else ()
-        app = create_app(engine, chat, model_name=name, api_keys=keys, price=hourly, ledger=ledger)
+        app = create_app(engine, chat, model_name=name, api_keys=keys, price=hourly, ledger=ledger, apis=compared)
         server = Server(
             uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS),
             greeting=_greeting(name, listener=listener, price=hourly, has_key=bool(api_key)),

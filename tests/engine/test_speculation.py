@@ -77,6 +77,7 @@ def test_group_and_batch_mates_make_no_difference_to_drafted_completions(make_dr
         assert_same(Engine(model, speculation="always").generate([prompts[i]], sampling[i]), [together[i]])
 
 
+@pytest.mark.slow
 def test_repeated_run_with_drafts_is_bit_identical(make_drafting_model: Any) -> None:
     model = make_drafting_model(num_mtp_layers=2, **DEEPSEEK_V3)
     engine = Engine(model, max_batch_size=7, speculation="always")

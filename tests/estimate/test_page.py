@@ -345,6 +345,7 @@ def test_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypa
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["cost.html"]
 
 
+@pytest.mark.slow
 def test_commands_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "countdown"
     folder.mkdir(parents=True)

@@ -382,7 +382,10 @@ def test_sleeping_program_is_stopped_at_its_deadline(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize(
     "prelude",
-    ["", pytest.param("import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n", marks=pytest.mark.slow)],
+    [
+        pytest.param("", marks=pytest.mark.slow),
+        pytest.param("import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n", marks=pytest.mark.slow),
+    ],
     ids=["plain", "that does not listen"],
 )
 def test_busy_loop_is_stopped_by_processor_time(prelude: str, sandbox: Sandbox) -> None:

@@ -544,6 +544,7 @@ def test_calculator_needs_no_torch() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_command_serves_on_a_free_port_and_ends_on_sigterm(tmp_path: Path) -> None:
     environment = {**os.environ, "AHA_HOME": str(tmp_path)}
     environment.pop("AHA_API_KEY", None)

@@ -78,6 +78,8 @@ def test_usage_adds_up_and_has_dollars(client: openai.OpenAI) -> None:
     assert cost["price_id"] == "custom-0.36-usd-hour@2026-01-01"
     assert 0 < float(cost["usd"]) < 0.01
     assert len(cost["usd"].partition(".")[2]) == 9
+    for api in cost["compare"]:
+        assert set(api) == {"model", "usd", "price_id"}
 
 
 def test_reasoning_tokens_are_those_drawn_before_the_closing_tag(

@@ -105,7 +105,8 @@ def test_an_answer_ends_only_when_it_is_in_the_books(serving: Any) -> None:
         body = {**LONG, "max_tokens": 3, "stream": True}
         with httpx.stream("POST", f"{live.url}{PATH}", json=body) as response:
             lines = (line for line in response.iter_lines() if line)
-            seen = [next(lines) for _ in range(3)]
+            # Its beginning, and a text or an end: three tokens may come in one piece.
+            seen = [next(lines) for _ in range(2)]
             assert "[DONE]" not in "".join(seen), "tokens flow while the books are locked"
             live.wait_until_idle()
             time.sleep(0.1)

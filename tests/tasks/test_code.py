@@ -290,7 +290,11 @@ INPUTS = [{"stdin": "2 3\n", "stdout": "5\n"}, {"stdin": "-1 1\n", "stdout": "0\
         ("print('５')", "input 1 of 2: prints '５'"),
         ("import os; os.write(1, b'\\xff5')", "input 1 of 2: prints what is no UTF-8"),
         ("import sys; sys.stdout = None; print(5)", "input 1 of 2: prints ''"),
-        ("import time; print(5, flush=True); time.sleep(99)", "input 1 of 2: stopped by the limit on wall time"),
+        pytest.param(
+            "import time; print(5, flush=True); time.sleep(99)",
+            "input 1 of 2: stopped by the limit on wall time",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_programs_that_read_input(program: str, note: str) -> None:

@@ -117,6 +117,7 @@ def test_gold_answer_that_cannot_be_read_is_an_error(gold: str) -> None:
     assert math(gold, boxed("5")).outcome is Outcome.ERROR
 
 
+@pytest.mark.slow
 def test_comparison_that_takes_too_long_times_out_and_the_next_is_judged() -> None:
     pool = Pool(replace(JOBS["math"], cpu_seconds=0.5), num_workers=1)
     power = boxed("\\sqrt{2}^{10^{10}}")

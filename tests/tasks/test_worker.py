@@ -115,6 +115,7 @@ def test_pool_goes_on_when_its_process_was_killed_from_outside(pool: Pool) -> No
     assert pool.process_ids != [process_id]
 
 
+@pytest.mark.slow
 def test_stopped_process_is_killed_in_the_end(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "GRACE_SECONDS", 0.2)
     assert outcome(pool, "echo", text="warm") is Outcome.SCORED
@@ -181,6 +182,7 @@ def test_fork_gets_processes_of_its_own_and_leaves_ours_alone() -> None:
     assert done.stdout.strip() == "0 True", done.stderr
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_was_killed() -> None:
     program = (
         "import os, time\n"

@@ -212,6 +212,7 @@ def test_interrupt_ends_the_requests_under_way(endpoint: Scripted, tmp_path: Pat
     assert len(endpoint.bodies) < 12
 
 
+@pytest.mark.slow
 def test_our_own_server_and_this_process_stand_in_one_table(
     model_folder: Path, options: EvalOptions, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_python_file_trains_and_is_paid_by_the_rewards_of_the_recipe(
     assert set(sample["reward_parts"]) == {"accuracy", "length"}
 
 
+@pytest.mark.slow
 def test_mixture_trains_in_a_folder_named_after_its_tasks(task_file: Path, tmp_path: Path, base_folder: Path) -> None:
     other = tmp_path / "twins.py"
     other.write_text(TASK.replace("{split} {n}", "{n} {split}"), encoding="utf-8")

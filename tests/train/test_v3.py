@@ -118,6 +118,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
 
 
+@pytest.mark.slow
 def test_stopped_run_resumes_to_the_same_bits_of_weights_and_biases(
     tmp_path: Path, v3_folder: Path, first_token: FirstToken
 ) -> None:
