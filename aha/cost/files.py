@@ -18,8 +18,10 @@ def open_atomic(path: Path) -> Iterator[TextIO]:
     Folders on the way are made. A failing block leaves `path` as it was and nothing beside it.
 
     Raises:
-        DataError: when the disk or the permissions refuse it.
+        DataError: when the disk or the permissions refuse it, or what stands there is a folder, a device or a pipe.
     """
+    if path.exists() and not path.is_file():
+        raise DataError(f"cannot write {path}: it is there and is no file; choose another name")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
